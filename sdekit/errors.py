@@ -1,0 +1,201 @@
+"""Typed errors, and the checks at the door that raise them.
+
+Every message says what was expected, what came, the likely cause and the next action.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from sdekit.solution import Solution
+
+__all__ = [
+    "ArgumentOrderError",
+    "CapabilityError",
+    "DirectionError",
+    "EndpointError",
+    "NonFiniteError",
+    "NotAffineError",
+    "NotPositiveDefiniteError",
+    "OptionalDependencyError",
+    "SdekitError",
+    "ShapeError",
+    "SolveError",
+    "UnknownNameError",
+    "check_argument_order",
+    "check_count",
+    "check_output",
+    "check_state",
+    "check_time",
+    "unknown_name",
+]
+
+
+class SdekitError(Exception):
+    """Root of every error that sdekit raises on purpose."""
+
+
+class ArgumentOrderError(SdekitError, TypeError):
+    """A callable takes (t, x) where the equations, and sdekit, have (x, t)."""
+
+
+class ShapeError(SdekitError, ValueError):
+    """A tensor has the wrong shape or dtype."""
+
+
+class DirectionError(SdekitError, ValueError):
+    """A time span runs the wrong way for the system it was given with."""
+
+
+class CapabilityError(SdekitError, ValueError):
+    """A solver cannot do this system: its kind, its noise or its calculus."""
+
+
+class EndpointError(SdekitError, ValueError):
+    """A quantity has no finite value at this end of the process (alpha = 0 or sigma = 0)."""
+
+
+class NotPositiveDefiniteError(SdekitError, ValueError):
+    """A covariance is not symmetric positive definite."""
+
+
+class NotAffineError(SdekitError, TypeError):
+    """An exact certificate was asked of something that is not affine in its noise."""
+
+
+class UnknownNameError(SdekitError, KeyError):
+    """A name is not in its registry; the message lists the nearest ones."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class OptionalDependencyError(SdekitError, ImportError):
+    """An optional package is needed and absent; the message holds the install command."""
+
+
+class SolveError(SdekitError, RuntimeError):
+    """A run did not reach its end. ``.solution`` holds everything computed until then."""
+
+    def __init__(self, message: str, solution: Solution | None = None) -> None:
+        super().__init__(message)
+        self.solution = solution
+
+
+class NonFiniteError(SolveError, ArithmeticError):
+    """NaN or infinity appeared; the message names sample, time and step."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
+    """The error for a name outside its registry, with the nearest known names."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+    hint = f"Nearest: {', '.join(map(repr, near))}. " if near else ""
+    return UnknownNameError(f"unknown {kind} {name!r}. {hint}Known: {', '.join(names)}.")
+
+
+def check_argument_order(fn: Callable[..., Any], role: str) -> None:
+    """Refuse ``fn(t, x)``: callables take (x, t), the order of the equations.
+
+    Raises ArgumentOrderError when the first positional parameter of ``fn`` is named ``t`` or ``time``.
+    """
+    target = fn.forward if isinstance(fn, torch.nn.Module) else fn
+    try:
+        parameters = list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):
+        return
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if positional and positional[0] in ("t", "time", "timestep"):
+        raise ArgumentOrderError(
+            f"{role} must take (x, t), state first, but its first parameter is named "
+            f"{positional[0]!r}. Likely cause: written for a library with the order (t, x). "
+            f"Next: swap the parameters, or wrap it: lambda x, t: fn(t, x)."
+        )
+
+
+def check_state(x: object, name: str = "x0") -> torch.Tensor:
+    """A state (B, *event): floating and finite; numpy arrays become tensors.
+
+    Raises ShapeError for integers and 0-d input, NonFiniteError for NaN or infinity, naming the sample.
+    """
+    if not isinstance(x, torch.Tensor):
+        try:
+            x = torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ShapeError(
+                f"{name} must be a tensor or array of shape (B, *event), got {type(x).__name__}. "
+                f"Next: pass torch.as_tensor(...) of floating dtype."
+            ) from error
+    if not x.is_floating_point():
+        raise ShapeError(
+            f"{name} must be floating, got dtype {x.dtype}. Likely cause: integer literals or raw 8-bit "
+            f"data. Next: {name}.float(), scaled to the range the model was trained on."
+        )
+    if x.ndim < 1:
+        raise ShapeError(
+            f"{name} must have shape (B, *event), got a 0-d tensor. Next: {name}.reshape(1, 1) for one "
+            f"sample of a scalar process."
+        )
+    finite = torch.isfinite(x.detach()).reshape(x.shape[0], -1).all(dim=1) if x.numel() else None
+    if finite is not None and not bool(finite.all()):
+        bad = (~finite).nonzero().flatten().tolist()
+        raise NonFiniteError(
+            f"{name} holds NaN or infinity in {len(bad)} of {x.shape[0]} samples (first: sample {bad[0]}). "
+            f"Likely cause: an earlier computation failed. Next: drop or repair those rows."
+        )
+    return x
+
+
+def check_time(t: object, name: str = "t") -> None:
+    """Refuse negative and non-finite times. Raises ValueError."""
+    values = t.detach().to(torch.float64) if isinstance(t, torch.Tensor) else torch.tensor(float(t))  # type: ignore[arg-type]
+    if bool(torch.isnan(values).any()) or bool(torch.isinf(values).any()):
+        raise ValueError(f"{name} must be finite, got {t}.")
+    if bool((values < 0).any()):
+        raise ValueError(
+            f"{name} must be >= 0, got {float(values.min()):g}. Time runs from data (t_min) to noise "
+            f"(t_max). Next: check for an overshooting grid or a swapped argument."
+        )
+
+
+def check_count(value: object, name: str, minimum: int = 1) -> int:
+    """A whole number of at least ``minimum``. Raises ValueError."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} must be a whole number >= {minimum}, got {value!r}.")
+    number = int(value.__index__())
+    if number < minimum:
+        raise ValueError(f"{name} must be a whole number >= {minimum}, got {number}.")
+    return number
+
+
+def check_positive(value: float, name: str) -> float:
+    """A finite number > 0. Raises ValueError."""
+    number = float(value)
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"{name} must be finite and > 0, got {value}.")
+    return number
+
+
+def check_output(out: object, x: torch.Tensor, role: str) -> torch.Tensor:
+    """A network's or drift's output must have the state's shape. Raises ShapeError."""
+    if not isinstance(out, torch.Tensor):
+        raise ShapeError(
+            f"{role} must return a tensor of shape {tuple(x.shape)}, got {type(out).__name__}. Likely "
+            f"cause: the network returns a tuple or an output object. Next: wrap it and return the tensor."
+        )
+    if out.shape != x.shape:
+        cause = "a missing reshape, or a time of shape () broadcast against the batch"
+        if out.ndim == x.ndim and out.ndim > 1 and out.shape[1] == 2 * x.shape[1]:
+            cause = "a network that also predicts variances (twice the channels); keep the first half"
+        raise ShapeError(
+            f"{role} must return shape {tuple(x.shape)}, the shape of x, got {tuple(out.shape)}. "
+            f"Likely cause: {cause}. Next: return one value for each element of x."
+        )
+    return out
