@@ -1,0 +1,41 @@
+"""The reference back end of `combine`, in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["combine"]
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def combine(
+    weights: Sequence[float | Tensor],
+    registers: Sequence[Tensor],
+    coefficients: Sequence[float | Tensor] = (),
+    draws: Sequence[int] = (),
+    normal: Callable[[int], Tensor] | None = None,
+) -> Tensor:
+    """out = sum_i w_i register_i + sum_j c_j normal(draw_j); see the contract in `sdekit.kernels`.
+
+    registers: tensors of one shape (B, *event), at least one; normal: draw -> that shape.
+    """
+    if registers[0].dtype in _HALF:
+        wide = [register.float() for register in registers]
+        noise = [normal(draw).float() for draw in draws] if normal is not None else []
+        return _sum([*weights, *coefficients], [*wide, *noise]).to(registers[0].dtype)
+    if not draws:
+        return _sum(weights, registers)
+    assert normal is not None
+    return _sum([*weights, *coefficients], [*registers, *(normal(draw) for draw in draws)])
+
+
+def _sum(weights: Sequence[float | Tensor], terms: Sequence[Tensor]) -> Tensor:
+    # add_(term, alpha=w) would round differently in vector bodies and tails (fused multiply-add).
+    total = terms[0] * weights[0]
+    for weight, term in zip(weights[1:], terms[1:], strict=True):
+        total += term * weight
+    return total

@@ -1,0 +1,6 @@
+"""Score models: what a network predicts, and everything else from it."""
+
+from sdekit.score.arrays import numpy_score
+from sdekit.score.model import Denoiser, ExactDenoiser
+
+__all__ = ["Denoiser", "ExactDenoiser", "numpy_score"]
