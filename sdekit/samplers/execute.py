@@ -1,0 +1,153 @@
+"""The one executor of plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from sdekit.kernels import combine
+from sdekit.noise import Noise
+from sdekit.samplers.operations import operation
+from sdekit.samplers.plan import Apply, Combine, Evaluate, Plan, state
+from sdekit.score.predictions import Node
+
+if TYPE_CHECKING:
+    from sdekit.score.model import Denoiser
+
+__all__ = ["Program", "execute"]
+
+Watch: TypeAlias = Callable[[int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """An instruction with what the executor needs beside it."""
+
+    ins: Evaluate | Combine | Apply
+    fields: tuple[Any, ...]
+    dead: tuple[str, ...]
+    dead_draws: tuple[int, ...]
+    node: int | None
+
+
+class Program:
+    """A plan made ready to run: coefficients as floats, the time of each evaluation, and lifetimes.
+
+    A register is dropped after its last reader, so the memory held is the state and the history that
+    the method needs. A program is made once and run on any number of batches.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        last: dict[str, int] = {}
+        last_draw: dict[int, int] = {}
+        self.reused: set[int] = set()
+        for k, ins in enumerate(plan.instructions):
+            last.update(dict.fromkeys((*ins.inputs, ins.out), k))
+            draws = _draws(ins)
+            self.reused.update(draw for draw in draws if draw in last_draw)
+            last_draw.update(dict.fromkeys(draws, k))
+        last.pop(plan.output, None)
+        dead: dict[int, list[str]] = {}
+        for name, k in last.items():
+            dead.setdefault(k, []).append(name)
+        dead_draws: dict[int, list[int]] = {}
+        for draw in self.reused:
+            dead_draws.setdefault(last_draw[draw], []).append(draw)
+        states = {state(i): i for i in range(1, len(plan.nodes))}
+        self.evaluation_times = [float(i.t) for i in plan.instructions if isinstance(i, Evaluate)]
+        self.lines = [
+            _Line(
+                ins,
+                _fields(ins),
+                tuple(dead.get(k, ())),
+                tuple(dead_draws.get(k, ())),
+                states.get(ins.out),
+            )
+            for k, ins in enumerate(plan.instructions)
+        ]
+
+
+def _draws(ins: Evaluate | Combine | Apply) -> tuple[int, ...]:
+    if isinstance(ins, Combine):
+        return tuple(draw for _, draw in ins.noise)
+    if isinstance(ins, Apply) and "draw" in ins.params:
+        return (ins.params["draw"],)
+    return ()
+
+
+def _fields(ins: Evaluate | Combine | Apply) -> tuple[Any, ...]:
+    match ins:
+        case Evaluate():
+            assert ins.node is not None
+            return (Node(*(float(value) for value in ins.node)),)
+        case Combine():
+            return (
+                [w if isinstance(w, Tensor) else float(w) for w, _ in ins.terms],
+                [name for _, name in ins.terms],
+                [c if isinstance(c, Tensor) else float(c) for c, _ in ins.noise],
+                [draw for _, draw in ins.noise],
+            )
+        case Apply():
+            return (operation(ins.name),)
+
+
+def execute(
+    program: Program,
+    model: Denoiser,
+    x: Tensor,
+    noise: Noise,
+    ids: Tensor,
+    *,
+    saved: Sequence[int] = (),
+    watch: Watch | None = None,
+    inspect: Callable[[int, str, Tensor, Tensor], None] | None = None,
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Run a program from the state x (B, *event) of the samples ``ids`` (B,).
+
+    saved: nodes whose states are kept and returned. watch(i, x_i) is called at each new node;
+    inspect(i, what, input, output) at each instruction, i the last node reached. Returns (x, states).
+    """
+    registers: dict[str, Tensor] = {state(0): x}
+    times = torch.tensor(program.evaluation_times, dtype=x.dtype, device=x.device).unbind()
+    kept: dict[int, Tensor] = {0: x} if 0 in saved else {}
+    cache: dict[int, Tensor] = {}
+    evaluation = reached = 0
+
+    def normal(draw: int) -> Tensor:
+        if draw not in program.reused:
+            return noise.normal(draw, x, ids)
+        if draw not in cache:
+            cache[draw] = noise.normal(draw, x, ids)
+        return cache[draw]
+
+    for line in program.lines:
+        ins = line.ins
+        if isinstance(ins, Combine):
+            weights, names, coefficients, draws = line.fields
+            out = combine(weights, [registers[name] for name in names], coefficients, draws, normal)
+        elif isinstance(ins, Evaluate):
+            (node,) = line.fields
+            out = model.evaluate(ins.predicts, registers[ins.x], node, times[evaluation], ins.data_std)
+            evaluation += 1
+        else:
+            (fn,) = line.fields
+            out = fn([registers[name] for name in ins.inputs], ins.params, normal)
+        registers[ins.out] = out
+        if inspect is not None:
+            inspect(reached, type(ins).__name__, registers[ins.inputs[0]], out)
+        if line.node is not None:
+            reached = line.node
+            if reached in saved:
+                kept[reached] = out
+            if watch is not None:
+                watch(reached, out)
+        for name in line.dead:
+            del registers[name]
+        for draw in line.dead_draws:
+            cache.pop(draw, None)
+    return registers[program.plan.output], kept

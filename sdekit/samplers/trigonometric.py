@@ -1,0 +1,186 @@
+r"""Trigonometric multistep samplers: predictor, one evaluation, free corrector.
+
+With z = x/alpha, rho = sigma/alpha, a scale c and the denoiser D,
+
+    S = sqrt(c^2 + rho^2),  phi = atan2(rho, c),  y = z/S,  F = S/(rho c) (D - (c/S)^2 z),
+    dy/dphi = -F    exactly, on the probability flow.
+
+F is the normalised v-prediction (Karras et al. 2022, equation 7; Lu and Song 2024). In x-space, with
+N = sqrt(alpha^2 c^2 + sigma^2) = alpha S, everything is finite at alpha = 0:
+
+    y = x/N,   F = N/(sigma c) D - alpha c/(sigma N) x.
+
+One step from node i to i + 1:
+    1. predict   p = N' (y_i - sum_j w_j F_j)   with the newest nodes up to i;
+    2. evaluate  D' = D(p), the step's only network call;
+    3. correct   x' = N' (y_i - sum_j w'_j F_j) with node i + 1 among the nodes, F' from (p, D');
+    4. F_{i+1} is recomputed from (x', D'), without another call.
+The last step is not corrected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+from torch import Tensor
+
+from sdekit._math import table
+from sdekit._typing import Number
+from sdekit.samplers.base import Path, Sampler
+from sdekit.samplers.grids import Grid
+from sdekit.samplers.plan import Instruction, combine, state
+from sdekit.samplers.weights import kernel, lagrange
+
+__all__ = ["KernelQuadrature", "TrigAdams"]
+
+Rule: TypeAlias = "tuple[int, tuple[int, ...]]"
+
+
+@dataclass(frozen=True)
+class _Trigonometric(Sampler):
+    """The recipe; a subclass gives the scale c, the number of nodes and the weights of a step."""
+
+    uses_data: ClassVar[bool] = True
+    #: Whether the node at rho = infinity may serve as history.
+    uses_infinite_node: ClassVar[bool] = True
+
+    def scale(self, path: Path) -> float:
+        raise NotImplementedError
+
+    def history(self, path: Path) -> int:
+        raise NotImplementedError
+
+    def quadrature(
+        self, path: Path, c: float, phi: Tensor, rho: Tensor, width: Tensor, ends: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """(m, k) weights of m steps with k nodes each: phi, rho (m, k); width and the ends' rho (m,)."""
+        raise NotImplementedError
+
+    def weights(self, path: Path, rules: Sequence[Rule], c: float) -> list[Sequence[Number]]:
+        """For each rule (i, nodes) the weights of F at ``nodes`` over the step from i to i + 1."""
+        kept = [
+            tuple(j for j in nodes if self.uses_infinite_node or path.rho[j] != math.inf) or nodes
+            for _, nodes in rules
+        ]
+        found: list[Sequence[Number]] = [()] * len(rules)
+        for size in {len(nodes) for nodes in kept}:
+            group = [k for k, nodes in enumerate(kept) if len(nodes) == size]
+            steps = [rules[k][0] for k in group]
+            width = table([path.angle(i + 1, i, c) for i in steps])
+            if size == 1:
+                w = width[:, None]
+            else:
+                w = self.quadrature(
+                    path,
+                    c,
+                    table(
+                        [[path.angle(j, i, c) for j in kept[k]] for k, i in zip(group, steps, strict=True)]
+                    ),
+                    table([[path.rho[j] for j in kept[k]] for k in group]),
+                    width,
+                    (table([path.rho[i] for i in steps]), table([path.rho[i + 1] for i in steps])),
+                )
+            rows: list[Sequence[Number]] = list(w) if w.requires_grad else w.tolist()
+            for k, row in zip(group, rows, strict=True):
+                # A node that was dropped is the oldest: its weight is zero.
+                found[k] = [*row, *[0.0] * (len(rules[k][1]) - size)]
+        return found
+
+    def recipe(self, path: Path) -> Iterator[Instruction]:
+        c, k = self.scale(path), self.history(path)
+        old = [tuple(range(i, max(i - k, -1), -1)) for i in range(path.steps)]
+        predictors = self.weights(path, list(enumerate(old)), c)
+        correctors = self.weights(path, [(i, (i + 1, *old[i][: k - 1])) for i in range(path.steps - 1)], c)
+        yield path.evaluate("D[0]", state(0), 0)
+        yield _normalised("F[0]", path, 0, state(0), "D[0]", c)
+        for i in range(path.steps):
+            history = [f"F[{j}]" for j in old[i]]
+            if i + 1 == path.steps:
+                yield _advance(state(i + 1), path, i, predictors[i], history, c)
+                return
+            guess, denoised, fresh = f"p[{i + 1}]", f"D[{i + 1}]", f"P[{i + 1}]"
+            yield _advance(guess, path, i, predictors[i], history, c)
+            yield path.evaluate(denoised, guess, i + 1)
+            yield _normalised(fresh, path, i + 1, guess, denoised, c)
+            yield _advance(state(i + 1), path, i, correctors[i], [fresh, *history[: k - 1]], c)
+            yield _normalised(f"F[{i + 1}]", path, i + 1, state(i + 1), denoised, c)
+
+
+def _advance(
+    out: str, path: Path, i: int, weights: Sequence[Number], values: Sequence[str], c: float
+) -> Instruction:
+    """N' (x/N - sum_j w_j F_j)."""
+    grow = path.norm(i + 1, c)
+    terms = [(-grow * w, name) for w, name in zip(weights, values, strict=True)]
+    return combine(out, [(grow / path.norm(i, c), state(i)), *terms])
+
+
+def _normalised(out: str, path: Path, i: int, x: str, denoised: str, c: float) -> Instruction:
+    """F = N/(sigma c) D - alpha c/(sigma N) x."""
+    _, alpha, sigma, *_ = path[i]
+    norm = path.norm(i, c)
+    return combine(out, [(norm / (sigma * c), denoised), (-alpha * c / (sigma * norm), x)])
+
+
+@dataclass(frozen=True)
+class TrigAdams(_Trigonometric):
+    """Variable-step Adams predictor-corrector in phi (order p = 4; 3 below 6 evaluations).
+
+    order: 1 to 5, the nodes of predictor and corrector; None takes 4, or 3 on fewer than 6 intervals.
+    The order rises 1, 2, 3, ... with the history.
+    """
+
+    name: ClassVar[str] = "trig-adams"
+    order: ClassVar[int] = 4
+    reference: ClassVar[str] = "sdekit; coordinate of Lu and Song 2024 (TrigFlow)"
+    default_grid: ClassVar[Grid] = Grid("quantile-narrow")
+
+    nodes: int | None = None
+
+    def scale(self, path: Path) -> float:
+        return path.data_std
+
+    def history(self, path: Path) -> int:
+        if self.nodes is not None:
+            return self.nodes
+        return 3 if path.steps < 6 else 4
+
+    def quadrature(
+        self, path: Path, c: float, phi: Tensor, rho: Tensor, width: Tensor, ends: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        return lagrange(phi, width)
+
+
+@dataclass(frozen=True)
+class KernelQuadrature(_Trigonometric):
+    """Bayesian quadrature of F with the covariance of `weights.features`; the default sampler.
+
+    c = sqrt(s s2). Large gaps and noisy nodes lose weight by themselves; on fine grids the weights tend
+    to Adams of order 5. noise: relative error expected of the network; kappa: weight of the
+    Gaussian-data term, None for 1 from 10 intervals on and 0 below.
+    """
+
+    name: ClassVar[str] = "kernel-quadrature"
+    uses_infinite_node: ClassVar[bool] = False
+    order: ClassVar[int] = 5
+    reference: ClassVar[str] = "sdekit; Bayesian quadrature after O'Hagan 1991"
+    default_grid: ClassVar[Grid] = Grid("quantile")
+
+    noise: float = 0.003
+    kappa: float | None = None
+
+    def scale(self, path: Path) -> float:
+        return math.sqrt(path.data_std * path.data_spread)
+
+    def history(self, path: Path) -> int:
+        return 5
+
+    def quadrature(
+        self, path: Path, c: float, phi: Tensor, rho: Tensor, width: Tensor, ends: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        kappa = (1.0 if path.steps >= 10 else 0.0) if self.kappa is None else self.kappa
+        s, s2 = path.data_std, path.data_spread
+        return kernel(phi, rho, width, *ends, c=c, s=s, s2=s2, noise=self.noise, kappa=kappa)
