@@ -1,0 +1,91 @@
+"""Derivatives of diffusion fields by torch.func, for every noise type.
+
+    (div G G^T)_i = sum_j d_j (G G^T)_ij          the term of the reverse drift
+    c_i           = 1/2 sum_k sum_j G_jk d_j G_ik  Ito drift - Stratonovich drift
+
+Fields are functions x -> G: (B, *event) for elementwise noise, (B, D, m) for matrices. Matrix fields
+cost D (divergence) or m (correction) forward-mode products, so that user code is never vectorised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sdekit.sde.rows import fold
+
+__all__ = [
+    "correction_elementwise",
+    "correction_matrix",
+    "depends_on_state",
+    "divergence_elementwise",
+    "divergence_matrix",
+    "mixes_elements",
+]
+
+FieldOfState = Callable[[Tensor], Tensor]
+
+
+def _pullback(field: FieldOfState, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    value, pull = torch.func.vjp(field, x)[:2]
+    return value, lambda v: pull(v)[0]
+
+
+def divergence_elementwise(field: FieldOfState, x: Tensor) -> Tensor:
+    """d_i g_i^2, (B, *event), for g_i a function of x_i."""
+    square, pull = _pullback(lambda y: field(y) ** 2, x)
+    return pull(torch.ones_like(square))
+
+
+def correction_elementwise(field: FieldOfState, x: Tensor) -> Tensor:
+    """1/2 g_i d_i g_i, (B, *event)."""
+    return 0.25 * divergence_elementwise(field, x)
+
+
+def divergence_matrix(field: FieldOfState, x: Tensor) -> Tensor:
+    """sum_jk d_j (G_ik G_jk), (B, D, m) -> (B, *event)."""
+    g = field(x)
+    total = torch.zeros_like(g[..., 0])
+    for j in range(g.shape[1]):
+        direction = torch.zeros_like(g[..., 0])
+        direction[:, j] = 1.0
+        dg = torch.func.jvp(field, (x,), (direction.reshape(x.shape),))[1]
+        total = total + fold(dg * g[:, j : j + 1] + g * dg[:, j : j + 1])
+    return total.reshape(x.shape)
+
+
+def correction_matrix(field: FieldOfState, x: Tensor) -> Tensor:
+    """1/2 sum_jk G_jk d_j G_ik, (B, D, m) -> (B, *event)."""
+    g = field(x)
+    total = torch.zeros_like(g[..., 0])
+    for k in range(g.shape[2]):
+        dg = torch.func.jvp(field, (x,), (g[..., k].reshape(x.shape),))[1]
+        total = total + dg[..., k]
+    return 0.5 * total.reshape(x.shape)
+
+
+def _weights(x: Tensor) -> Tensor:
+    """Fixed numbers in [1/2, 3/2], different for every element."""
+    index = torch.arange(x.numel(), dtype=torch.float64, device=x.device)
+    return (1.0 + 0.5 * torch.cos(index * 1.618)).to(x.dtype).reshape(x.shape)
+
+
+def _nonzero(difference: Tensor, size: Tensor) -> bool:
+    tolerance = min(0.1, 1e3 * torch.finfo(size.dtype).eps)
+    return bool((difference.abs() > tolerance * size).any())
+
+
+def depends_on_state(field: FieldOfState, x: Tensor) -> bool:
+    """Whether the derivative of the field at x is not zero (one pullback)."""
+    value, pull = _pullback(field, x)
+    return bool((pull(_weights(value)) != 0).any())
+
+
+def mixes_elements(field: FieldOfState, x: Tensor) -> bool:
+    """Whether element i of the field depends on another element of x (two pullbacks)."""
+    value, pull = _pullback(field, x)
+    plain, weights = pull(torch.ones_like(value)), _weights(value)
+    weighted = pull(weights)
+    return _nonzero(weighted - weights * plain, weighted.abs() + plain.abs())

@@ -1,0 +1,219 @@
+"""Linear SDEs with constant coefficients, and their exact transition laws."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdekit._typing import Number
+from sdekit.errors import ShapeError, check_count
+from sdekit.sde.base import SDE
+from sdekit.sde.coefficients import as_tensor, check_forward
+from sdekit.sde.laws import MultivariateNormal, Normal
+from sdekit.sde.rows import constant, matvec, over_event, parameter
+
+__all__ = ["BrownianMotion", "LinearSDE", "OrnsteinUhlenbeck"]
+
+
+class LinearSDE(SDE):
+    """dX = (A X + b) dt + L dW.
+
+    A: (D, D); b: (D,), default 0; L: (D, m). States are (B, D). The noise does not depend on the state,
+    so its type is "commutative" with noise_dim m. Parameters are kept in float64; gradients flow to them.
+
+    Raises ShapeError for shapes that do not fit, NonFiniteError for NaN.
+    """
+
+    noise_type: str = "commutative"
+    _claims_checked: bool = True
+
+    def __init__(self, A: Any, b: Any = None, L: Any = None) -> None:
+        a = constant(A, "A")
+        if a.ndim != 2 or a.shape[0] != a.shape[1]:
+            raise ShapeError(f"A must have shape (D, D), got {tuple(a.shape)}.")
+        if L is None:
+            raise ShapeError(
+                "L, the (D, m) noise matrix, is missing. Next: LinearSDE(A, b, L), or ODE for none."
+            )
+        size = a.shape[0]
+        shift = a.new_zeros(size) if b is None else constant(b, "b").to(a.device)
+        noise = constant(L, "L").to(a.device)
+        if shift.shape != (size,):
+            raise ShapeError(f"b must have shape ({size},), the size of A, got {tuple(shift.shape)}.")
+        if noise.ndim != 2 or noise.shape[0] != size or noise.shape[1] == 0:
+            raise ShapeError(
+                f"L must have shape ({size}, m) with the rows of A, got {tuple(noise.shape)}. Next: for "
+                f"independent noise in every coordinate, torch.diag(...)."
+            )
+        self.A, self.b, self.L = a, shift, noise
+        super().__init__(noise_dim=noise.shape[1])
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self.A.shape[0]
+
+    def _check_rows(self, x: Tensor) -> None:
+        if x.ndim != 2 or x.shape[1] != self.dimension:
+            raise ShapeError(f"x must have shape (B, {self.dimension}), got {tuple(x.shape)}.")
+
+    def drift(self, x: Tensor, t: Number) -> Tensor:
+        """A x + b, (B, D)."""
+        self._check_rows(x)
+        return matvec(self.A, x) + self.b.to(dtype=x.dtype, device=x.device)
+
+    def diffusion(self, x: Tensor, t: Number) -> Tensor:
+        """L for every row, (B, D, m)."""
+        self._check_rows(x)
+        return self.L.to(dtype=x.dtype, device=x.device).expand(x.shape[0], *self.L.shape)
+
+    def divergence_ggt(self, x: Tensor, t: Number) -> Tensor:
+        """0: L does not depend on x."""
+        return torch.zeros_like(x)
+
+    def correction(self, x: Tensor, t: Number) -> Tensor:
+        """0: the Ito and Stratonovich forms are the same."""
+        return torch.zeros_like(x)
+
+    def flow(self, h: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(Phi, offset, cov) of X_{t+h} = Phi X_t + offset + N(0, cov), float64 (D, D), (D,), (D, D).
+
+        Phi = exp(A h), offset = int_0^h exp(A u) b du, cov = int_0^h exp(A u) L L^T exp(A u)^T du, from one
+        matrix exponential each over h / 2^k with |A| h / 2^k <= 1, then k doublings, a sum of positive
+        terms: stiff, unstable and singular A lose no digits.
+
+        Van Loan 1978, Computing integrals involving the matrix exponential, IEEE TAC 23(3), theorem 1.
+        """
+        if not (h >= 0 and math.isfinite(h)):
+            raise ValueError(f"the elapsed time must be finite and >= 0, got {h}.")
+        a, n = self.A, self.dimension
+        size = float(torch.linalg.matrix_norm(a.detach(), 1)) * h
+        doublings = max(0, math.ceil(math.log2(size))) if size > 0 else 0
+        step = h / 2.0**doublings
+        zero = torch.zeros_like(a)
+        affine = torch.cat([torch.cat([a, self.b[:, None]], 1), a.new_zeros(1, n + 1)], 0)
+        grown = torch.linalg.matrix_exp(affine * step)
+        phi, offset = grown[:n, :n], grown[:n, n]
+        block = torch.cat([torch.cat([-a, self.L @ self.L.T], 1), torch.cat([zero, a.T], 1)], 0)
+        cov = phi @ torch.linalg.matrix_exp(block * step)[:n, n:]
+        for _ in range(doublings):
+            cov = cov + phi @ cov @ phi.T
+            offset = offset + phi @ offset
+            phi = phi @ phi
+        return phi, offset, 0.5 * (cov + cov.T)
+
+    def transition(self, x: Tensor, s: Number, t: Number) -> MultivariateNormal:
+        """Law of X_t given X_s = x: mean (B, D), cov (D, D). s <= t: numbers or tensors of shape ().
+
+        Raises DirectionError for s > t, ShapeError for other shapes.
+        """
+        self._check_rows(x)
+        start, end = as_tensor(s, "s"), as_tensor(t, "t")
+        if start.ndim or end.ndim:
+            raise ShapeError(
+                f"s and t must be single times (the rows share one covariance), got shapes "
+                f"{tuple(start.shape)} and {tuple(end.shape)}."
+            )
+        check_forward(start, end)
+        phi, offset, cov = self.flow(float(end) - float(start))
+        mean = matvec(phi, x) + offset.to(dtype=x.dtype, device=x.device)
+        return MultivariateNormal(mean, cov.to(dtype=x.dtype, device=x.device))
+
+    def stationary(self, n: int = 1) -> MultivariateNormal:
+        """The law N(-A^-1 b, S) with A S + S A^T + L L^T = 0, float64, for ``n`` rows.
+
+        The Lyapunov equation is solved as a linear system in the D^2 entries of S. Raises ValueError when an
+        eigenvalue of A has real part >= 0: there is no stationary law.
+        """
+        rows, size = check_count(n, "n"), self.dimension
+        growth = float(torch.linalg.eigvals(self.A.detach()).real.max())
+        if growth >= 0:
+            raise ValueError(
+                f"there is no stationary law: A has an eigenvalue with real part {growth:g} >= 0, so the "
+                f"process does not forget its start. Next: use transition(x, s, t), or check the sign of A."
+            )
+        identity = torch.eye(size, dtype=torch.float64, device=self.A.device)
+        lyapunov = torch.kron(self.A, identity) + torch.kron(identity, self.A)
+        cov = torch.linalg.solve(lyapunov, -(self.L @ self.L.T).reshape(-1)).reshape(size, size)
+        mean = -torch.linalg.solve(self.A, self.b)
+        return MultivariateNormal(mean.expand(rows, size), 0.5 * (cov + cov.T))
+
+    def __repr__(self) -> str:
+        return f"LinearSDE(D={self.dimension}, m={self.noise_dim})"
+
+
+class OrnsteinUhlenbeck(SDE):
+    """dX = theta (mu - X) dt + sigma dW, elementwise.
+
+    theta (1/time), mu, sigma >= 0: numbers, or tensors that broadcast to the event. theta = 0 is Brownian
+    motion, theta < 0 grows. X_{t+h} given X_t = x is N(mu + (x - mu) e^(-theta h), sigma^2 h phi(-2 theta h))
+    with phi(z) = (e^z - 1)/z. Gillespie 1996, Physical Review E 54, 2084.
+
+    Raises ValueError for sigma < 0, NonFiniteError for NaN.
+    """
+
+    noise_type: str = "additive"
+    _claims_checked: bool = True
+
+    def __init__(self, theta: Any = 1.0, mu: Any = 0.0, sigma: Any = 1.0) -> None:
+        self.theta, self.mu = constant(theta, "theta"), constant(mu, "mu")
+        self.sigma = constant(sigma, "sigma")
+        if bool((self.sigma.detach() < 0).any()):
+            raise ValueError(
+                f"sigma must be >= 0, got {sigma}. Next: check the argument order (theta, mu, sigma)."
+            )
+        super().__init__()
+
+    def drift(self, x: Tensor, t: Number) -> Tensor:
+        """theta (mu - x), (B, *event)."""
+        return parameter(self.theta, x) * (parameter(self.mu, x) - x)
+
+    def diffusion(self, x: Tensor, t: Number) -> Tensor:
+        """sigma, expanded to x's shape."""
+        return parameter(self.sigma, x).expand(x.shape)
+
+    def transition(self, x: Tensor, s: Number, t: Number) -> Normal:
+        """Law of X_t given X_s = x, (B, *event). s <= t: () or (B,). Raises DirectionError for s > t."""
+        start, end = as_tensor(s, "s").to(torch.float64), as_tensor(t, "t").to(torch.float64)
+        check_forward(start, end)
+        wide = x.to(torch.float64)
+        h = over_event(end.to(x.device) - start.to(x.device), wide)
+        theta, mu, sigma = (parameter(c, wide) for c in (self.theta, self.mu, self.sigma))
+        decay = torch.exp(-theta * h)
+        variance = sigma * sigma * h * _expm1_ratio(-2.0 * theta * h)
+        mean = x * decay.to(x.dtype) - (mu * torch.expm1(-theta * h)).to(x.dtype)
+        return Normal(mean, torch.sqrt(variance).to(x.dtype))
+
+    def stationary(self, x: Tensor) -> Normal:
+        """The law N(mu, sigma^2 / (2 theta)) in the shape of ``x``. Raises ValueError unless theta > 0."""
+        if bool((self.theta.detach() <= 0).any()):
+            raise ValueError(
+                f"there is no stationary law unless theta > 0, got theta = {self.theta.tolist()}. Next: use "
+                f"transition(x, s, t)."
+            )
+        std = parameter(self.sigma, x) / torch.sqrt(2.0 * parameter(self.theta, x))
+        return Normal(parameter(self.mu, x).expand(x.shape), std.expand(x.shape))
+
+    def __repr__(self) -> str:
+        values = (f"{name}={getattr(self, name).tolist()}" for name in ("theta", "mu", "sigma"))
+        return f"{type(self).__name__}({', '.join(values)})"
+
+
+class BrownianMotion(OrnsteinUhlenbeck):
+    """dX = sigma dW, elementwise. sigma >= 0: a number, or a tensor that broadcasts to the event."""
+
+    def __init__(self, sigma: Any = 1.0) -> None:
+        super().__init__(0.0, 0.0, sigma)
+
+    def __repr__(self) -> str:
+        return f"BrownianMotion(sigma={self.sigma.tolist()})"
+
+
+def _expm1_ratio(z: Tensor) -> Tensor:
+    """(e^z - 1)/z, 1 at z = 0, with the right derivative there."""
+    small = z.abs() < 1e-8
+    safe = torch.where(small, torch.ones_like(z), z)
+    return torch.where(small, 1.0 + 0.5 * z, torch.expm1(safe) / safe)
