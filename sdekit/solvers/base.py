@@ -1,0 +1,201 @@
+"""Solver: one step of a method as a pure function, its capabilities declared on the class; the registry.
+
+A solver never loops, draws or counts: `sdekit.solve` does, once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from torch import Tensor
+
+from sdekit.errors import unknown_name
+from sdekit.solvers.control import Controller
+
+__all__ = [
+    "Attempt",
+    "Carry",
+    "EmbeddedSolver",
+    "Interval",
+    "Solver",
+    "SolverTable",
+    "get",
+    "register",
+    "solvers",
+]
+
+NOISE_TYPES = ("additive", "scalar", "diagonal", "commutative", "general")
+
+Carry: TypeAlias = tuple[Tensor, ...]
+"""What a method keeps from one step to the next; each tensor has the batch as its first dimension."""
+
+
+class Interval(NamedTuple):
+    """One step of the time axis and the Brownian motion over it.
+
+    times: t + c h for each node c of the solver, of the state's dtype and device; shape () with a common
+    step, (B,) with per-sample steps. h: the signed length, a float, or (B, 1, ..., 1). W: the increment
+    W(t + h) - W(t) = sqrt|h| N(0, I), of the noise shape; None on an ODE. H: space-time Levy area,
+    sqrt(|h|/12) N(0, I), independent of W; None unless the solver declares ``normals = 2``.
+    """
+
+    times: tuple[Tensor, ...]
+    h: Any
+    W: Tensor | None = None
+    H: Tensor | None = None
+
+
+class Attempt(NamedTuple):
+    """A step that may be rejected: where it leads, its error estimate, and its stages for dense output."""
+
+    x: Tensor
+    carry: Carry
+    error: Tensor
+    stages: tuple[Tensor, ...]
+
+
+class Solver:
+    """Base of every solver: a frozen dataclass of its options, `init` and `step`.
+
+    Class attributes, verified by tests and checked once when `solve` is entered:
+    ``name``; ``kind``, "sde" or "ode"; ``noise_types`` and ``sde_types`` accepted; ``order`` on ODEs,
+    ``weak_order`` and ``strong_order`` on SDEs, None where they do not apply; ``adaptive``, whether the
+    method carries an error estimate and chooses its steps; ``nodes``, the c_i of its stages;
+    ``normals``, how many normal draws a step takes (1: W; 2: W and H; step k draws k normals + j);
+    ``reference``.
+    """
+
+    name: str
+    kind: str
+    reference: str
+    noise_types: tuple[str, ...] = ()
+    sde_types: tuple[str, ...] = ()
+    order: int | None = None
+    weak_order: float | None = None
+    strong_order: float | None = None
+    adaptive: bool = False
+    nodes: tuple[float, ...] = (0.0,)
+    normals: int = 0
+
+    def init(self, system: Any, x: Tensor, t: Tensor) -> Carry:
+        """What the first step needs from (x0, t0): () for one-step methods."""
+        return ()
+
+    def step(self, system: Any, x: Tensor, interval: Interval, carry: Carry) -> tuple[Tensor, Carry]:
+        """x (B, *event) at t -> (x at t + h, carry). Pure: no draw, no count, nothing overwritten."""
+        raise NotImplementedError
+
+
+class EmbeddedSolver(Solver):
+    """A solver with an error estimate of size h^error_order and dense output, for adaptive steps.
+
+    Every sample has its own t and h, so the drift is given t of shape (B,). ``controller`` chooses the
+    steps; ``compact``: finished samples leave the batch.
+    """
+
+    adaptive = True
+    error_order: int
+    controller: Controller
+    compact: bool
+
+    def attempt(self, system: Any, x: Tensor, interval: Interval, carry: Carry) -> Attempt:
+        """The step, with its error estimate (B, *event)."""
+        raise NotImplementedError
+
+    def interpolate(self, x: Tensor, h: Any, attempt: Attempt, theta: Any) -> Tensor:
+        """The state at t + theta h, 0 <= theta <= 1, from the stages of the step that began at x."""
+        raise NotImplementedError
+
+    def step(self, system: Any, x: Tensor, interval: Interval, carry: Carry) -> tuple[Tensor, Carry]:
+        attempt = self.attempt(system, x, interval, carry)
+        return attempt.x, attempt.carry
+
+
+_REGISTRY: dict[str, type[Solver]] = {}
+S = TypeVar("S", bound=type[Solver])
+
+
+def register(cls: S) -> S:
+    """Class decorator: the solver becomes reachable by its ``name``, with its default options."""
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def get(solver: str | Solver | type[Solver]) -> Solver:
+    """A solver from its name; an instance passes through.
+
+    Names of other libraries' methods are "torchdiffeq:dopri5" and "scipy:RK45".
+    Raises UnknownNameError with the nearest names, TypeError for anything else.
+    """
+    if isinstance(solver, Solver):
+        return solver
+    if isinstance(solver, type) and issubclass(solver, Solver):
+        return solver()
+    if not isinstance(solver, str):
+        raise TypeError(
+            f"solver must be a name or a Solver, got {type(solver).__name__}. Next: print sdekit.solvers()."
+        )
+    if solver in _REGISTRY:
+        return _REGISTRY[solver]()
+    from sdekit.solvers.external import external, external_names
+
+    found = external(solver)
+    if found is None:
+        raise unknown_name("solver", solver, [*_REGISTRY, *external_names()])
+    return found
+
+
+class Row(NamedTuple):
+    """One line of the table of solvers."""
+
+    name: str
+    cls: str
+    solves: str
+    order: str
+    adaptive: bool
+    reference: str
+
+
+class SolverTable(tuple[Row, ...]):
+    """The rows of `solvers()`; prints as a table."""
+
+    def __repr__(self) -> str:
+        head = Row("name", "class", "solves", "order", False, "reference")
+        lines = [(*r[:4], "adaptive" if r.adaptive or r is head else "", r.reference) for r in (head, *self)]
+        widths = [max(len(line[i]) for line in lines) for i in range(6)]
+        return "\n".join(
+            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+
+    __str__ = __repr__
+
+
+def _row(solver: Solver) -> Row:
+    if solver.kind == "ode":
+        solves, order = "ODE", "" if solver.order is None else str(solver.order)
+    else:
+        noise = "any" if set(solver.noise_types) == set(NOISE_TYPES) else ", ".join(solver.noise_types)
+        solves = f"SDE ({noise} noise, {' or '.join(solver.sde_types)})"
+        order = f"weak {solver.weak_order:g}, strong {solver.strong_order:g}"
+    return Row(solver.name, type(solver).__name__, solves, order, solver.adaptive, solver.reference)
+
+
+def solvers() -> SolverTable:
+    """The table of every solver that `solve` knows by name: name, class, orders, adaptive, reference."""
+    from sdekit.solvers.external import external, external_names
+
+    own: list[Callable[[], Solver]] = [_REGISTRY[name] for name in sorted(_REGISTRY)]
+    others = [external(name) for name in external_names()]
+    return SolverTable([*(_row(make()) for make in own), *(_row(s) for s in others if s is not None)])
+
+
+def names_for(system: Any) -> str:
+    """The registered solvers that take this SDE, or any ODE when None, as a list in words."""
+
+    def able(cls: type[Solver]) -> bool:
+        if system is None:
+            return cls.kind == "ode"
+        return cls.kind == "sde" and system.noise_type in cls.noise_types and system.sde_type in cls.sde_types
+
+    return ", ".join(repr(name) for name, cls in sorted(_REGISTRY.items()) if able(cls)) or "none yet"

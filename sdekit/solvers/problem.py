@@ -1,0 +1,88 @@
+"""What a run is made of, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from sdekit.errors import ShapeError, check_output
+from sdekit.sde.base import ODE, SDE
+from sdekit.solvers.base import Solver
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sdekit.noise.source import Noise
+
+    Floats = NDArray[np.float64]
+
+__all__ = ["Counted", "Outcome", "Problem"]
+
+
+class Counted:
+    """The system as solvers see it: calls of the drift counted, its output checked at the first call."""
+
+    def __init__(self, system: SDE | ODE) -> None:
+        self.system = system
+        self.calls = 0
+        if isinstance(system, SDE):
+            self.apply_noise = system.apply_noise
+            # One Brownian motion for all elements: the diffusion in full, so that it broadcasts by rows.
+            self.diffusion = system.noise_field if system.noise_type == "scalar" else system.diffusion
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        out = self.system.drift(x, t)
+        if self.calls == 1:
+            check_output(out, x, "drift")
+            if out.dtype != x.dtype:
+                raise ShapeError(
+                    f"drift returned {out.dtype} for a state of {x.dtype}. Likely cause: tensors of that "
+                    f"dtype inside it. Next: convert them, or start from x0.to({out.dtype})."
+                )
+        return out
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One run: all that the drivers (`fixed`, `adaptive`, `external`) read.
+
+    grid: float64 nodes from t0 to t1, None for adaptive steps. save: the times asked for, in the
+    direction of the run, () for none. report: called as report(step, t, x) after every step.
+    """
+
+    system: Counted
+    solver: Solver
+    x0: Tensor
+    t0: float
+    t1: float
+    grid: Floats | None
+    save: Floats
+    noise: Noise
+    ids: Tensor
+    rtol: float
+    atol: float
+    max_steps: int
+    gradient: str | None
+    report: Callable[[int, float | Tensor, Tensor], None] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a driver hands back. status, failed_at and failed_step as in `Solution`, on the host.
+
+    cause: of the first failure, in words.
+    """
+
+    x: Tensor
+    xs: Tensor | None
+    status: NDArray[np.int64]
+    failed_at: Floats
+    failed_step: NDArray[np.int64]
+    accepted: int
+    rejected: int = 0
+    cause: str = ""

@@ -1,0 +1,197 @@
+"""`solve`: any system, any solver, one door and one way out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdekit.errors import NonFiniteError, SolveError, check_count, check_state, unknown_name
+from sdekit.noise.source import as_noise
+from sdekit.sde.base import ODE, SDE
+from sdekit.solution import Solution, Stats, Status
+from sdekit.solvers import adaptive, fixed
+from sdekit.solvers.base import Solver, get
+from sdekit.solvers.door import (
+    check_order,
+    check_span,
+    check_system,
+    check_tolerances,
+    fixed_grid,
+    match_solver,
+    save_times,
+)
+from sdekit.solvers.external import External
+from sdekit.solvers.problem import Counted, Outcome, Problem
+from sdekit.solvers.report import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sdekit._typing import Array
+    from sdekit.noise.source import Noise
+
+__all__ = ["solve"]
+
+BACKENDS = ("auto", "eager")
+GRADIENTS = ("backprop", "checkpoint")
+
+
+def solve(
+    system: SDE | ODE,
+    x0: Tensor | Array,
+    span: tuple[float, float] | Sequence[float] | Tensor,
+    *,
+    solver: str | Solver = "euler-maruyama",
+    steps: int | None = None,
+    dt: float | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    save_at: Sequence[float] | Tensor | Array | None = None,
+    seed: int = 0,
+    noise: Noise | None = None,
+    first_id: int = 0,
+    progress: bool = False,
+    callback: Callable[[int, Any, Tensor], object] | None = None,
+    gradient: str | None = None,
+    backend: str = "auto",
+    throw: bool = True,
+    max_steps: int = 10_000,
+) -> Solution:
+    r"""Solve dX = f(X, t) dt + G(X, t) dW, or dx/dt = f(x, t), from x0 over ``span``.
+
+    Parameters
+    ----------
+    system
+        An `SDE`, solved with increasing t; a `reverse(process, score)`, with decreasing t; or an `ODE`,
+        either way. It is given t as a tensor of x's dtype and device: shape () at fixed steps, (B,) with
+        per-sample steps.
+    x0
+        (B, *event), floating and finite; numpy arrays are accepted.
+    span
+        (t0, t1), or all the nodes of a grid from t0 to t1.
+    solver
+        A name or a `Solver`; ``sdekit.solvers()`` lists them. "euler-maruyama" on an ODE is Euler.
+    steps, dt
+        How many equal steps, or their length (> 0; the last one may be shorter). Default for fixed-step
+        solvers: 1000 steps. An adaptive solver given either runs its method at fixed steps.
+    rtol, atol
+        Of adaptive solvers: per sample, the RMS of error/(atol + rtol |x|) stays below 1 in each step.
+        Default 1e-5 both (Song et al. 2021). "torchdiffeq:..." and "scipy:..." control the batch as
+        one vector, so that a sample depends on the batch around it.
+    save_at
+        Times at which the state is kept, within the span and in its direction. At fixed steps they join
+        the grid (where they are nodes already, nothing changes; elsewhere a step is split, and the draws
+        of later steps are others). Adaptive solvers use their dense output.
+    seed, noise
+        Normal draw k belongs to step k, sample i to row i - first_id; ``noise`` replaces Philox(seed).
+    progress, callback
+        A progress bar; ``callback(step, t, x)`` after each step, t a float, or (B,) with per-sample steps.
+    gradient
+        None keeps a graph only if x0 requires a gradient; "backprop" keeps it (for parameters of the
+        system); "checkpoint" keeps sqrt(steps) states and runs the steps again in the backward pass.
+        Step lengths count as constants.
+    backend
+        "auto" or "eager": plain torch.
+    throw
+        True raises at the first failed sample; False marks it in ``status``; other samples are unaffected.
+    max_steps
+        Of adaptive solvers, for each sample.
+
+    Returns
+    -------
+    Solution
+        ``x`` at t1; ``xs`` at ``save_at`` (NaN where a sample had failed); ``ts`` float64; ``stats.nfe``
+        calls of the drift on the batch; with per-sample steps, ``steps``, ``accepted`` and ``rejected``
+        are those of the sample that took most.
+
+    Raises
+    ------
+    DirectionError: span against the system's direction. CapabilityError: the solver cannot do this
+    system. UnknownNameError: no such solver. ShapeError: x0 or an output of the system has the wrong
+    shape or dtype. NonFiniteError: x0, or a sample on the way, is not finite. SolveError: a sample needs
+    too many or too short steps. ValueError: any other argument. ``error.solution`` holds what there is.
+    """
+    check_system(system)
+    check_order(x0, span)
+    x = check_state(x0)
+    ts = check_span(system, span)
+    method = match_solver(get(solver), system)
+    if gradient is not None and gradient not in GRADIENTS:
+        raise unknown_name("gradient", gradient, GRADIENTS)
+    if backend == "numba":
+        raise ValueError("backend 'numba' is not available in solve yet. Next: backend='auto', plain torch.")
+    if backend not in BACKENDS:
+        raise unknown_name("backend", backend, BACKENDS)
+    t0, t1 = float(ts[0]), float(ts[-1])
+    save, slack = save_times(save_at, t0, t1)
+    stepping = method.adaptive and steps is None and dt is None and ts.size == 2
+    tolerances = check_tolerances(method, stepping, rtol, atol, x.dtype)
+    if stepping != method.adaptive and isinstance(method, External):
+        raise ValueError(f"solver {method.name!r} chooses its own steps: it takes no steps, dt or grid.")
+    report = Report(progress, callback, t0, t1)
+    problem = Problem(
+        system=Counted(system),
+        solver=method,
+        x0=x,
+        t0=t0,
+        t1=t1,
+        grid=None if stepping else fixed_grid(ts, steps, dt, save, slack),
+        save=save,
+        noise=as_noise(seed, noise),
+        ids=first_id + torch.arange(x.shape[0], device=x.device),
+        rtol=tolerances[0],
+        atol=tolerances[1],
+        max_steps=check_count(max_steps, "max_steps"),
+        gradient=gradient,
+        report=report if progress or callback else None,
+    )
+    run = method.run if isinstance(method, External) else adaptive.integrate if stepping else fixed.integrate
+    started = time.perf_counter()
+    graph = gradient is not None or (x.requires_grad and torch.is_grad_enabled())
+    with torch.set_grad_enabled(graph):
+        if isinstance(system, SDE):
+            system.noise_field(x.detach(), torch.as_tensor(t0, dtype=x.dtype, device=x.device))
+        with report:
+            outcome = run(problem)
+    seconds = time.perf_counter() - started
+    stats = Stats(
+        problem.system.calls, outcome.accepted + outcome.rejected, outcome.accepted, outcome.rejected, seconds
+    )
+    solution = Solution(
+        x=outcome.x,
+        ts=torch.as_tensor(save if save.size else np.array([t0, t1]), device=x.device),
+        xs=outcome.xs,
+        stats=stats,
+        status=torch.from_numpy(outcome.status).to(x.device),
+        failed_at=torch.from_numpy(outcome.failed_at).to(x.device),
+        failed_step=torch.from_numpy(outcome.failed_step).to(x.device),
+    )
+    if throw and not solution.ok:
+        raise _error(problem, outcome, solution, first_id)
+    return solution
+
+
+def _error(p: Problem, outcome: Outcome, solution: Solution, first_id: int) -> SolveError:
+    """The typed error of a failed run: which sample, when, at which step, and why."""
+    failed = np.flatnonzero(outcome.status)
+    row = int(failed[0])
+    status, step, at = Status(outcome.status[row]), outcome.failed_step[row], outcome.failed_at[row]
+    what = {
+        Status.NON_FINITE: "became NaN or infinite",
+        Status.MAX_STEPS: "ran out of steps",
+        Status.STEP_UNDERFLOW: "needed steps below rounding",
+    }[status]
+    total = "" if p.grid is None else f" of {p.grid.size - 1}"
+    when = f" at step {step}{total}, t = {at:.6g}" if step >= 0 else ""
+    name = f"sample {row + first_id}" + (f" (row {row})" if first_id else "")
+    kind = NonFiniteError if status == Status.NON_FINITE else SolveError
+    return kind(
+        f"{failed.size} of {len(outcome.status)} samples failed under {p.solver.name!r}. First: {name} "
+        f"{what}{when}. Likely cause: {outcome.cause}. error.solution holds the run; throw=False returns it.",
+        solution,
+    )
