@@ -97,6 +97,11 @@ class Sampler:
         """The instructions from x[0] to x[path.steps]."""
         raise NotImplementedError
 
+    @property
+    def cost(self) -> int:
+        """Evaluations a step of this object, where an option changes it."""
+        return self.evaluations
+
     def with_eta(self, eta: float | None) -> Sampler:
         """The same sampler at stochasticity ``eta``: 0 probability flow, 1 reverse SDE.
 

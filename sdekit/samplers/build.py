@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from sdekit.errors import ShapeError, UnknownNameError, check_count, check_positive
 from sdekit.samplers.base import Path, Sampler
 from sdekit.samplers.grids import Grid
-from sdekit.samplers.plan import Evaluate, Instruction, Plan, combine, state
+from sdekit.samplers.plan import Combine, Evaluate, Instruction, Plan, combine, state
 from sdekit.samplers.registry import as_sampler
 from sdekit.score.predictions import Node
 from sdekit.sde.gaussian import GaussianDiffusion
@@ -114,11 +115,11 @@ def plan(
                     f"the explicit grid costs {built.nfe} evaluations, but nfe = {nfe} was asked."
                 )
             return built
-        n = max((nfe - tail) // method.evaluations, 0) + tail
+        n = max((nfe - tail) // method.cost, 0) + tail
         if n < 1:
             raise ValueError(
-                f"{method.name!r} needs {method.evaluations} evaluations a step, so nfe = {nfe} allows no "
-                f"step. Next: nfe >= {method.evaluations}."
+                f"{method.name!r} needs {method.cost} evaluations a step, so nfe = {nfe} allows no "
+                f"step. Next: nfe >= {method.cost}."
             )
         return build(n)
     if layout.intervals is not None:
@@ -161,6 +162,7 @@ def _build(
         )
     path = Path(tuple(nodes), data_std, data_spread)
     instructions: list[Instruction] = list(method.recipe(path)) if len(nodes) > 1 else []
+    _check_finite(method, path, instructions)
     if end == "clean":
         i = len(nodes) - 1
         instructions += _tweedie(path, i, instructions)
@@ -175,6 +177,23 @@ def _build(
         data_std=data_std,
         data_spread=data_spread,
     )
+
+
+def _check_finite(method: Sampler, path: Path, instructions: list[Instruction]) -> None:
+    """Refuse infinite coefficients, as of a grid that runs into sigma = 0. Raises ValueError."""
+    for ins in instructions:
+        if isinstance(ins, Combine) and not all(
+            isinstance(w, Tensor) or math.isfinite(w) for w, _ in (*ins.terms, *ins.noise)
+        ):
+            cause = (
+                f"the grid ends at t = {float(path.nodes[-1].t):g}, where sigma = 0"
+                if path.nodes[-1].sigma == 0
+                else "two nodes of the grid coincide to rounding"
+            )
+            raise ValueError(
+                f"{method.name!r} has no finite coefficients for {ins.out} on this grid. Likely cause: "
+                f"{cause}. Next: end the grid at t_min, and pass end='clean' for the clean node."
+            )
 
 
 def _tweedie(path: Path, i: int, done: list[Instruction]) -> list[Instruction]:

@@ -43,6 +43,10 @@ class PredictorCorrector(Sampler):
         check_positive(self.snr, "snr")
         check_count(self.corrections, "corrections")
 
+    @property
+    def cost(self) -> int:
+        return 1 + self.corrections
+
     def recipe(self, path: Path) -> Iterator[Instruction]:
         n = self.corrections
         for i in range(path.steps):

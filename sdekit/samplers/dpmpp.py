@@ -18,7 +18,7 @@ class DPMpp2M(Sampler):
 
     r = h_i / (2 h_{i-1}), h_i = lambda_{i+1} - lambda_i, and alpha' - alpha sigma'/sigma is
     -alpha' expm1(-h_i). D_i is the x0-prediction at node i. The first step, and any step whose history
-    reaches alpha = 0 (h infinite, r = 0), is of first order.
+    reaches alpha = 0 (h infinite, r = 0), is of first order, and so is a step to sigma' = 0: x' = alpha' D.
     """
 
     name: ClassVar[str] = "dpmpp-2m"
@@ -31,7 +31,7 @@ class DPMpp2M(Sampler):
             (_, alpha, sigma, *_), (_, ahead, clean, *_) = path[i], path[i + 1]
             shrink = clean / sigma
             gain = ahead - alpha * shrink
-            r = (lam[i + 1] - lam[i]) / (2 * (lam[i] - lam[i - 1])) if i else 0.0
+            r = (lam[i + 1] - lam[i]) / (2 * (lam[i] - lam[i - 1])) if i and clean != 0 else 0.0
             yield path.evaluate(f"D[{i}]", state(i), i)
             history = [(-gain * r, f"D[{i - 1}]")] if i else []
             yield step(i, [(shrink, state(i)), (gain * (1 + r), f"D[{i}]"), *history])

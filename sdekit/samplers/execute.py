@@ -12,7 +12,7 @@ from torch import Tensor
 from sdekit.kernels import combine
 from sdekit.noise import Noise
 from sdekit.samplers.operations import operation
-from sdekit.samplers.plan import Apply, Combine, Evaluate, Plan, state
+from sdekit.samplers.plan import Apply, Combine, Evaluate, Instruction, Plan, state
 from sdekit.score.predictions import Node
 
 if TYPE_CHECKING:
@@ -105,12 +105,12 @@ def execute(
     *,
     saved: Sequence[int] = (),
     watch: Watch | None = None,
-    inspect: Callable[[int, str, Tensor, Tensor], None] | None = None,
+    inspect: Callable[[int, Instruction, Tensor, Tensor], None] | None = None,
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Run a program from the state x (B, *event) of the samples ``ids`` (B,).
 
     saved: nodes whose states are kept and returned. watch(i, x_i) is called at each new node;
-    inspect(i, what, input, output) at each instruction, i the last node reached. Returns (x, states).
+    inspect(i, instruction, input, output) after each, i the last node reached. Returns (x, states).
     """
     registers: dict[str, Tensor] = {state(0): x}
     times = torch.tensor(program.evaluation_times, dtype=x.dtype, device=x.device).unbind()
@@ -139,7 +139,7 @@ def execute(
             out = fn([registers[name] for name in ins.inputs], ins.params, normal)
         registers[ins.out] = out
         if inspect is not None:
-            inspect(reached, type(ins).__name__, registers[ins.inputs[0]], out)
+            inspect(reached, ins, registers[ins.inputs[0]], out)
         if line.node is not None:
             reached = line.node
             if reached in saved:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdekit.errors import NonFiniteError
+from sdekit.errors import NonFiniteError, check_count
 from sdekit.noise import Philox
 from sdekit.samplers.build import plan
 from sdekit.samplers.execute import Program, execute
@@ -42,6 +42,7 @@ def pilot(
 
     Raises NonFiniteError when the pilot run fails: then pass data_std to the `Denoiser`.
     """
+    samples = check_count(samples, "samples", 4)
     made = plan(
         "kernel-quadrature",
         model.process,

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sdekit.errors import NonFiniteError, check_count
-from sdekit.noise import Noise
+from sdekit.noise import Noise, Recorded
 from sdekit.samplers.execute import Program, execute
+from sdekit.samplers.plan import Evaluate, Instruction
 from sdekit.score.model import Denoiser
 from sdekit.solution import Solution
 
@@ -64,6 +65,8 @@ class Run:
         rows = tile.high - tile.low
         first = self.first_id + tile.low
         ids = torch.arange(first, first + rows, dtype=torch.int64, device=self.device)
+        if isinstance(self.noise, Recorded):  # holds no rows for the padding
+            ids = ids.clamp(first + tile.first, first + tile.last - 1)
         like = torch.empty((rows, *self.shape[1:]), dtype=self.dtype, device=self.device)
         if self.x_init is None:
             return self.noise.initial(like, ids) * self.program.plan.prior_std, ids
@@ -126,13 +129,20 @@ class Run:
             steps = step[tile.low + tile.first : tile.low + tile.last]
 
             def inspect(
-                reached: int, what: str, given: Tensor, out: Tensor, kept: slice = kept, steps: Tensor = steps
+                reached: int,
+                ins: Instruction,
+                given: Tensor,
+                out: Tensor,
+                kept: slice = kept,
+                steps: Tensor = steps,
             ) -> None:
                 fresh = ~finite_rows(out[kept]) & (steps < 0)
                 if not bool(fresh.any()):
                     return
-                if what == "Evaluate" and bool(finite_rows(given[kept])[fresh].all()):
-                    self.cause = "the network returned NaN or infinity at a finite state"
+                if isinstance(ins, Evaluate) and bool(finite_rows(given[kept])[fresh].all()):
+                    self.cause = (
+                        f"the network returned NaN or infinity at a finite state, t = {float(ins.t):g}"
+                    )
                 steps[fresh] = reached + 1
 
             x, ids = self.start(tile)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import index
 
 import torch
 from torch import Tensor
@@ -99,11 +100,13 @@ def sample(
     x_init = None if x_init is None else check_initial(check_state(x_init, "x_init"), shape)
     dtype, device = _dtype_device(model, x_init, dtype, device)
     source = as_noise(seed, noise)
-    keep_graph = gradient == "backprop" or (x_init is not None and x_init.requires_grad)
+    keep_graph = gradient == "backprop" or (
+        x_init is not None and x_init.requires_grad and torch.is_grad_enabled()
+    )
     with torch.set_grad_enabled(keep_graph):
         if sampler == "rk45":
             return _adaptive(
-                model, shape, end, grid, steps, nfe, source, first_id, x_init, dtype, device, save, throw
+                model, shape, end, grid, steps, nfe, eta, source, first_id, x_init, dtype, device, save, throw
             )
         made = _make_plan(model, sampler, shape, steps, nfe, grid, end, eta, dtype, device)
         run = Run(
@@ -165,8 +168,12 @@ def _check_options(model: object, backend: str, save: str | None, gradient: str 
 
 
 def _check_shape(shape: int | Sequence[int], model: Denoiser) -> tuple[int, ...]:
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in sizes):
+    given = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    try:
+        sizes = tuple(-1 if isinstance(n, bool) else index(n) for n in given)
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 0:
         raise ShapeError(f"shape must be (n, *event) of whole numbers >= 0, got {shape!r}.")
     event = getattr(model, "event_shape", None)
     if event is not None and sizes[1:] != event:
@@ -235,6 +242,7 @@ def _adaptive(
     grid: GridLike,
     steps: int | None,
     nfe: int | None,
+    eta: float | None,
     noise: Noise,
     first_id: int,
     x_init: Tensor | None,
@@ -248,6 +256,13 @@ def _adaptive(
         raise ValueError(
             "'rk45' chooses its own steps; steps, nfe, grid and save do not apply. Next: "
             "sdekit.solve(sdekit.probability_flow(process, model), ...) takes rtol, atol and save_at."
+        )
+    if end not in ("t_min", "clean"):
+        raise ValueError(f"end must be 't_min' or 'clean', got {end!r}.")
+    if eta:
+        raise ValueError(
+            f"'rk45' solves the probability flow (eta = 0), got eta = {eta}. Next: 'ddim' or "
+            f"'euler-maruyama', which take any eta."
         )
     process = model.process
     start = float(process.t_max if model.defined_at_pure_noise else process.finite_t_max)

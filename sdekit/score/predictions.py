@@ -22,13 +22,16 @@ carries no information on kind b there (eps where alpha = 0, x0 where sigma = 0)
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from sdekit._math import sqrt
 from sdekit._typing import Number
 from sdekit.errors import EndpointError, unknown_name
+from sdekit.sde.coefficients import can_read
 
 __all__ = ["KINDS", "Node", "Pair", "conversion"]
 
@@ -61,6 +64,11 @@ def components(kind: str, node: Node, data_std: Number | None = None) -> Pair:
         case "v":
             return -sigma, alpha
         case "velocity":
+            if not isinstance(dsigma, Tensor) and not math.isfinite(dsigma):
+                raise EndpointError(
+                    f"the velocity is infinite at t = {float(node.t):g}, where dsigma/dt is. Next: ask for "
+                    f"x0 or v there, or stop at t_min."
+                )
             return dalpha, dsigma
         case "score":
             if not isinstance(sigma, Tensor) and sigma == 0:
@@ -100,10 +108,27 @@ def conversion(
     b0, b1 = components(wanted, node, wanted_std)
     det = node.alpha * a1 - node.sigma * a0
     if not isinstance(det, Tensor) and det == 0:
-        end = "alpha = 0 (pure noise)" if node.alpha == 0 else "sigma = 0 (clean data)"
-        raise EndpointError(
-            f"{source!r} does not determine {wanted!r} at t = {float(node.t):g}, where {end}. Next: use a "
-            f"network that predicts x0, v, flow or edm, or a grid that keeps clear of this end "
-            f"(`sample` does so by itself for eps and score networks)."
+        raise _undetermined(source, wanted, float(node.t), bool(node.alpha == 0))
+    p, q = (b0 * a1 - b1 * a0) / det, (node.alpha * b1 - node.sigma * b0) / det
+    if isinstance(det, Tensor) and can_read(det):
+        bad = ~(torch.isfinite(torch.as_tensor(p)) & torch.isfinite(torch.as_tensor(q))).expand(det.shape)
+        if bool(bad.any()):
+            alpha, t = (torch.as_tensor(value).expand(det.shape)[bad] for value in (node.alpha, node.t))
+            raise _undetermined(source, wanted, float(t[0]), bool(alpha[0] == 0))
+    return p, q
+
+
+def _undetermined(source: str, wanted: str, t: float, pure_noise: bool) -> EndpointError:
+    if pure_noise:
+        end, cause = "alpha = 0 (pure noise)", "a start at pure noise with a network that predicts it"
+        hint = (
+            "use a network that predicts x0, v or flow, or a grid that keeps clear of this end (`sample` "
+            "does so by itself for such networks)"
         )
-    return (b0 * a1 - b1 * a0) / det, (node.alpha * b1 - node.sigma * b0) / det
+    else:
+        end, cause = "sigma = 0 (clean data)", "a grid that ends at clean data"
+        hint = "stop at t_min; end='clean' adds the clean node"
+    return EndpointError(
+        f"{source!r} does not determine {wanted!r} at t = {t:g}, where {end}. Likely cause: {cause}. Next: "
+        f"{hint}."
+    )

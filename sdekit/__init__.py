@@ -1,0 +1,103 @@
+"""sdekit: solve SDEs and ODEs, run them backwards with any score, and prove the result.
+
+    import sdekit as sk
+
+    target = sk.GaussianMixture([0.3, 0.7], [[-2.0, 0.0], [1.0, 1.0]], 0.05)
+    process = sk.VP()
+    samples = sk.sample(target.denoiser(process), (1000, 2), steps=10).x
+
+Processes give drift and diffusion, a score turns them round, samplers and solvers run them, certificates
+measure the result against closed-form laws. See README.md.
+"""
+
+from typing import TYPE_CHECKING
+
+from sdekit._callable import callable_module
+from sdekit.certify import Certificate, certify_monte_carlo
+from sdekit.certify.exact import certify as _certify
+from sdekit.errors import SdekitError
+from sdekit.matching import fit, losses, nets
+from sdekit.noise import Noise, Philox, Recorded, TorchNoise
+from sdekit.samplers import Grid, Plan, pilot, plan, sample
+from sdekit.samplers.registry import samplers as _samplers
+from sdekit.score import Denoiser, numpy_score
+from sdekit.sde import (
+    EDM,
+    ODE,
+    SDE,
+    VE,
+    VP,
+    BrownianMotion,
+    Cosine,
+    DiscreteVP,
+    GaussianDiffusion,
+    GeometricBrownian,
+    LinearSDE,
+    OrnsteinUhlenbeck,
+    RectifiedFlow,
+    SubVP,
+    probability_flow,
+    reverse,
+)
+from sdekit.solution import Solution, Status
+from sdekit.solvers import solve
+from sdekit.targets import Empirical, Gaussian, GaussianMixture
+
+if TYPE_CHECKING:
+    from sdekit.certify.exact import certify as certify
+    from sdekit.samplers.registry import samplers as samplers
+    from sdekit.solvers.base import solvers as solvers
+else:
+    from sdekit import certify, samplers, solvers
+
+    # `sdekit.certify` and `sdekit.samplers` are packages and functions at once; `sdekit.solvers` does the
+    # same for itself.
+    callable_module("sdekit.certify", _certify)
+    callable_module("sdekit.samplers", _samplers)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EDM",
+    "ODE",
+    "SDE",
+    "VE",
+    "VP",
+    "BrownianMotion",
+    "Certificate",
+    "Cosine",
+    "Denoiser",
+    "DiscreteVP",
+    "Empirical",
+    "Gaussian",
+    "GaussianDiffusion",
+    "GaussianMixture",
+    "GeometricBrownian",
+    "Grid",
+    "LinearSDE",
+    "Noise",
+    "OrnsteinUhlenbeck",
+    "Philox",
+    "Plan",
+    "Recorded",
+    "RectifiedFlow",
+    "SdekitError",
+    "Solution",
+    "Status",
+    "SubVP",
+    "TorchNoise",
+    "certify",
+    "certify_monte_carlo",
+    "fit",
+    "losses",
+    "nets",
+    "numpy_score",
+    "pilot",
+    "plan",
+    "probability_flow",
+    "reverse",
+    "sample",
+    "samplers",
+    "solve",
+    "solvers",
+]
