@@ -7,6 +7,7 @@ alone, never on the rows around it: that is what makes a sample the same alone a
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -103,12 +104,18 @@ class Philox(Noise):
 
 @cache
 def _cpu_fill(dtype: torch.dtype) -> Callable[[Tensor, philox.Key, int, Tensor, int], None] | None:
-    """The compiled fill; None where numba is missing, fails or differs, and the specification serves."""
+    """The compiled fill; None, told once, where numba is missing, fails or differs from the specification."""
     try:
         from sdekit.noise import cpu
 
         return cpu.checked(dtype)
-    except Exception:
+    except Exception as error:
+        warnings.warn(
+            f"the compiled noise is not available for {dtype} ({error}); plain torch gives the same numbers, "
+            f"up to 50 times slower. Next: install a numba that works with this numpy and Python.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
         return None
 
 

@@ -96,6 +96,14 @@ def _fields(ins: Evaluate | Combine | Apply) -> tuple[Any, ...]:
             return (operation(ins.name),)
 
 
+def _changed_in_place(ins: Evaluate) -> ValueError:
+    return ValueError(
+        f"net changed its input in place at t = {float(ins.t):g}, so the state of the run is lost. Likely cause: "
+        f"an in-place operation (x *= ..., nn.ReLU(inplace=True)) on the first argument. Next: work on a copy, "
+        f"lambda x, t: net(x.clone(), t)."
+    )
+
+
 def execute(
     program: Program,
     model: Denoiser,
@@ -132,7 +140,11 @@ def execute(
             out = combine(weights, [registers[name] for name in names], coefficients, draws, normal)
         elif isinstance(ins, Evaluate):
             (node,) = line.fields
-            out = model.evaluate(ins.predicts, registers[ins.x], node, times[evaluation], ins.data_std)
+            given = registers[ins.x]
+            version = -1 if given.is_inference() else given._version
+            out = model.evaluate(ins.predicts, given, node, times[evaluation], ins.data_std)
+            if version >= 0 and given._version != version:
+                raise _changed_in_place(ins)
             evaluation += 1
         else:
             (fn,) = line.fields

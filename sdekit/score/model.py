@@ -59,8 +59,8 @@ class Denoiser:
     Raises
     ------
     ArgumentOrderError: ``net(t, x)``. UnknownNameError: ``predicts`` or ``time`` unknown.
-    ShapeError: the network's output has not the shape of x. EndpointError: the network's prediction
-    carries no information on the one asked for (eps at alpha = 0).
+    ShapeError: the network's output has not the shape of x. ValueError: the network changes x in place.
+    EndpointError: the network's prediction carries no information on the one asked for (eps at alpha = 0).
 
     References
     ----------
@@ -142,7 +142,7 @@ class Denoiser:
             )
             noise_level = (rho.log() / 4).to(dtype=x.dtype, device=x.device).expand(x.shape[0])
             scale = (1 / norm).to(dtype=x.dtype, device=x.device)
-            return check_output(self.net(x * over_event(scale, x), noise_level), x, "net")
+            return _call(self.net, x * over_event(scale, x), noise_level)
         if callable(self.time):
             batch_t = self.time(batch_t)
         elif self.time == "index":
@@ -150,7 +150,7 @@ class Denoiser:
         elif self.time == "sigma":
             sigma = torch.as_tensor(node.sigma, dtype=torch.float64)
             batch_t = sigma.to(dtype=x.dtype, device=x.device).expand(x.shape[0])
-        return check_output(self.net(x, batch_t), x, "net")
+        return _call(self.net, x, batch_t)
 
     def evaluate(
         self, kind: str, x: Tensor, node: Node, t: Tensor | None = None, data_std: float | None = None
@@ -194,6 +194,24 @@ class Denoiser:
     def __repr__(self) -> str:
         name = type(self.net).__name__ if isinstance(self.net, torch.nn.Module) else "net"
         return f"Denoiser({name}, {self.process!r}, predicts={self.predicts!r}, data_std={self.data_std})"
+
+
+def _call(net: Field, x: Tensor, t: Tensor) -> Tensor:
+    """net(x, t), of the shape of x, in the dtype of x (mixed precision returns another), x untouched."""
+    before = None if x.is_inference() else x._version
+    out = check_output(net(x, t), x, "net")
+    if before is not None and x._version != before:
+        raise ValueError(
+            "net changed its input x in place, and x is the state of the run. Likely cause: an in-place "
+            "operation (x.mul_, x += ..., ReLU(inplace=True)) as the first layer. Next: make it out of place, "
+            "or wrap it: lambda x, t: net(x.clone(), t)."
+        )
+    if not out.is_floating_point():
+        raise ShapeError(
+            f"net must return a floating tensor, got dtype {out.dtype}. Likely cause: labels or indices in "
+            f"place of a prediction. Next: return one number for each element of x."
+        )
+    return out if out.dtype is x.dtype else out.to(x.dtype)
 
 
 def _affine(p: Any, x: Tensor, q: Any, out: Tensor) -> Tensor:

@@ -106,6 +106,8 @@ def conversion(
     if source == wanted and (source != "F" or source_std == wanted_std):
         return 0.0, 1.0
     b0, b1 = components(wanted, node, wanted_std)
+    if {source, wanted} == {"eps", "score"}:  # multiples of each other, at alpha = 0 too
+        return 0.0, b1 / a1
     det = node.alpha * a1 - node.sigma * a0
     if not isinstance(det, Tensor) and det == 0:
         raise _undetermined(source, wanted, float(node.t), bool(node.alpha == 0))

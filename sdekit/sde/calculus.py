@@ -9,6 +9,8 @@ cost D (divergence) or m (correction) forward-mode products, so that user code i
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -33,6 +35,21 @@ def _pullback(field: FieldOfState, x: Tensor) -> tuple[Tensor, Callable[[Tensor]
     return value, lambda v: pull(v)[0]
 
 
+@functools.cache
+def _load_forward_mode() -> None:
+    """torch loads its forward mode at first use, with a deprecation warning about its own inside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.func.jvp(torch.neg, (torch.zeros(()),), (torch.zeros(()),))
+
+
+def _pushforward(field: FieldOfState, x: Tensor, v: Tensor) -> Tensor:
+    """The derivative of the field at x along v, the shape of the field."""
+    _load_forward_mode()
+    out: Tensor = torch.func.jvp(field, (x,), (v.reshape(x.shape),))[1]
+    return out
+
+
 def divergence_elementwise(field: FieldOfState, x: Tensor) -> Tensor:
     """d_i g_i^2, (B, *event), for g_i a function of x_i."""
     square, pull = _pullback(lambda y: field(y) ** 2, x)
@@ -51,7 +68,7 @@ def divergence_matrix(field: FieldOfState, x: Tensor) -> Tensor:
     for j in range(g.shape[1]):
         direction = torch.zeros_like(g[..., 0])
         direction[:, j] = 1.0
-        dg = torch.func.jvp(field, (x,), (direction.reshape(x.shape),))[1]
+        dg = _pushforward(field, x, direction)
         total = total + fold(dg * g[:, j : j + 1] + g * dg[:, j : j + 1])
     return total.reshape(x.shape)
 
@@ -61,8 +78,7 @@ def correction_matrix(field: FieldOfState, x: Tensor) -> Tensor:
     g = field(x)
     total = torch.zeros_like(g[..., 0])
     for k in range(g.shape[2]):
-        dg = torch.func.jvp(field, (x,), (g[..., k].reshape(x.shape),))[1]
-        total = total + dg[..., k]
+        total = total + _pushforward(field, x, g[..., k])[..., k]
     return 0.5 * total.reshape(x.shape)
 
 

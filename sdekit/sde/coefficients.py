@@ -101,9 +101,8 @@ def inverse(fn: Callable[[P, Tensor], Tensor]) -> Callable[[P, Number], Tensor]:
     @functools.wraps(fn)
     def wrapped(self: P, value: Number) -> Tensor:
         given = as_tensor(value, "the argument")
-        time = fn(self, given.to(torch.float64))
         try:
-            time = self._inside(time)
+            time = self._inside(fn(self, given.to(torch.float64)))
         except ValueError:
             quantity = fn.__name__.removeprefix("t_of_")
             ends = [float(getattr(self, quantity)(end)) for end in (0.0, self.t_max)]

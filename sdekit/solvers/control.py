@@ -33,7 +33,7 @@ def error_norm(error: Tensor, x0: Tensor, x1: Tensor, rtol: float, atol: float) 
     scale = torch.maximum(x0.abs(), x1.abs()) * rtol + atol
     ratio = error / scale.clamp_min(torch.finfo(scale.dtype).tiny)
     norm = rms(torch.where(torch.isfinite(x1), ratio, torch.inf))
-    return torch.nan_to_num(norm, nan=torch.inf)
+    return torch.where(torch.isnan(norm), torch.inf, norm)
 
 
 def first_step(

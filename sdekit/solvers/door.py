@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdekit.errors import CapabilityError, DirectionError, check_count
 from sdekit.sde.base import ODE, SDE
+from sdekit.sde.contract import check_claims
 from sdekit.solvers.base import Solver, names_for
 from sdekit.solvers.runge_kutta import Euler
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 __all__ = [
+    "check_noise",
     "check_order",
     "check_span",
     "check_system",
@@ -112,6 +114,20 @@ def check_span(system: Any, span: Any) -> Floats:
             f"cause: a negative or overshooting end, or a step index where a time is meant."
         )
     return ts
+
+
+def check_noise(system: SDE, x: Tensor, t0: float) -> None:
+    """One diffusion at (x, t0), of the right shape, and as its noise type promises.
+
+    Raises ShapeError; ValueError for "additive" noise that depends on the state and for "diagonal" noise
+    whose elements mix. A diffusion that torch.func cannot differentiate is taken on trust.
+    """
+    t = torch.as_tensor(t0, dtype=x.dtype, device=x.device)
+    system.noise_field(x, t)
+    try:
+        check_claims(system, x, t)
+    except RuntimeError:  # written in numpy, compiled, ...
+        return
 
 
 def match_solver(solver: Solver, system: Any) -> Solver:

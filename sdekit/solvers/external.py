@@ -90,18 +90,22 @@ class TorchDiffEq(External):
             h = np.diff(p.grid)
             if self.method.endswith("adams") and np.ptp(h) > 1e-6 * np.abs(h).max():
                 raise ValueError(
-                    f"{self.name!r} has formulas for equal steps only, and these differ. Likely cause: save_at "
-                    f"between the nodes, dt that does not divide the span, or a grid. Next: save at nodes, or "
-                    f"'torchdiffeq:rk4'."
+                    f"{self.name!r} has formulas for equal steps only, and these differ. Likely cause: "
+                    f"save_at between the nodes, dt that does not divide the span, or a grid. Next: save at "
+                    f"nodes, or 'torchdiffeq:rk4'."
                 )
             follow, options, tolerances = _Follow(p), {"grid_constructor": lambda f, y, t: grid}, {}
+            if self.method.endswith("adams"):
+                options["max_order"] = self.order  # its default, 12, is unstable at ordinary steps
         try:
             xs = odeint(follow, p.x0, times, method=self.method, options=options, **tolerances)
         except AssertionError as error:  # how torchdiffeq reports that it cannot go on
             status = Status.MAX_STEPS if "max_num_steps" in str(error) else Status.STEP_UNDERFLOW
             if "non-finite" in str(error) or "in dt 0.0" in str(error):
                 status = Status.NON_FINITE
-            return _stopped(p, follow, status, str(error).partition(":")[0])
+            xs = p.x0.detach().new_full((p.save.size, *p.x0.shape), torch.nan)
+            xs[p.save == p.t0] = p.x0.detach()
+            return _stopped(p, follow, status, str(error).partition(":")[0], xs)
         keep = slice(0 if p.save.size and p.save[0] == p.t0 else 1, len(xs) if p.t1 in p.save else -1)
         return _ended(p, follow, xs[-1], xs[keep] if p.save.size else None)
 
@@ -183,7 +187,8 @@ class _FollowAdaptive(_Follow):
     """torchdiffeq calls these two, with the state at the beginning of the step."""
 
     def callback_accept_step(self, t: Any, x: Tensor, h: Any) -> None:
-        self.t, self.x, self.accepted = float(t), x.detach(), self.accepted + 1
+        self.x, self.accepted = x.detach(), self.accepted + 1
+        self.t = float(t.detach() if isinstance(t, Tensor) else t)
         if self.p.report is not None:
             self.p.report(self.accepted, self.t, x)
 
@@ -200,7 +205,7 @@ def _ended(p: Problem, follow: _Follow, x: Tensor, xs: Tensor | None) -> Outcome
     return Outcome(x, xs, status, unknown, np.full(good.shape, -1), accepted, follow.rejected, cause)
 
 
-def _stopped(p: Problem, follow: _Follow, status: Status, message: str, xs: Tensor | None = None) -> Outcome:
+def _stopped(p: Problem, follow: _Follow, status: Status, message: str, xs: Tensor) -> Outcome:
     """The batch is one vector, so it stops as one."""
     rows = len(p.x0)
     return Outcome(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -150,20 +150,21 @@ def _locate(p: Problem, walk: _Walk, failed: NDArray[np.bool_]) -> tuple[NDArray
         new = ~finite_rows(x).cpu().numpy() & (step < 0)
         if new.any():
             if (step < 0).all():
-                cause = _diagnose(system, before, interval, int(np.argmax(new)))
+                cause = _diagnose(p, before, interval, int(np.argmax(new)))
             step[new] = k
         if (step[failed] >= 0).all():
             break
     return step, cause
 
 
-def _diagnose(system: Any, x: Tensor, interval: Interval, row: int) -> str:
+def _diagnose(p: Problem, x: Tensor, interval: Interval, row: int) -> str:
     """Why the row left the finite numbers in the step that began at x, and what to do."""
-    t, size = interval.times[0], float(x[row].abs().max())
+    system, t, size = p.system.system, interval.times[0], float(x[row].abs().max())
     fields = {"drift": system.drift, "diffusion": getattr(system, "noise_field", None)}
     largest = {role: float(field(x, t)[row].abs().max()) for role, field in fields.items() if field}
+    grown = size > 1e6 * (1 + float(p.x0[row].abs().max()))
     for role, value in largest.items():
-        if not math.isfinite(value):
+        if not grown and not math.isfinite(value):
             return (
                 f"the {role} is not finite there, though the state is (|x| <= {size:.3g}): a singular score "
                 f"or coefficient, or a network that fails. Next: look at {role}(x, t) there, or end the "

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from sdekit.errors import NonFiniteError, SolveError, check_count, check_state, unknown_name
-from sdekit.noise.source import as_noise
+from sdekit.noise.source import TorchNoise, as_noise
 from sdekit.sde.base import ODE, SDE
 from sdekit.solution import Solution, Stats, Status
 from sdekit.solvers import adaptive, fixed
 from sdekit.solvers.base import Solver, get
 from sdekit.solvers.door import (
+    check_noise,
     check_order,
     check_span,
     check_system,
@@ -133,6 +134,12 @@ def solve(
     tolerances = check_tolerances(method, stepping, rtol, atol, x.dtype)
     if stepping != method.adaptive and isinstance(method, External):
         raise ValueError(f"solver {method.name!r} chooses its own steps: it takes no steps, dt or grid.")
+    source = as_noise(seed, noise)
+    if gradient == "checkpoint" and isinstance(source, TorchNoise) and method.normals:
+        raise ValueError(
+            "gradient='checkpoint' draws the noise again in the backward pass, which TorchNoise cannot. "
+            "Next: seed= or noise=Philox(seed), or gradient='backprop'."
+        )
     report = Report(progress, callback, t0, t1)
     problem = Problem(
         system=Counted(system),
@@ -142,7 +149,7 @@ def solve(
         t1=t1,
         grid=None if stepping else fixed_grid(ts, steps, dt, save, slack),
         save=save,
-        noise=as_noise(seed, noise),
+        noise=source,
         ids=first_id + torch.arange(x.shape[0], device=x.device),
         rtol=tolerances[0],
         atol=tolerances[1],
@@ -155,7 +162,7 @@ def solve(
     graph = gradient is not None or (x.requires_grad and torch.is_grad_enabled())
     with torch.set_grad_enabled(graph):
         if isinstance(system, SDE):
-            system.noise_field(x.detach(), torch.as_tensor(t0, dtype=x.dtype, device=x.device))
+            check_noise(system, x.detach(), t0)
         with report:
             outcome = run(problem)
     seconds = time.perf_counter() - started

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from sdekit.errors import NotPositiveDefiniteError, ShapeError
 
-__all__ = ["Conditioned", "as_float64", "check_variances", "condition", "eigen", "observe"]
+__all__ = ["Conditioned", "as_float64", "check_variances", "condition", "eigen", "is_single", "observe"]
 
 
 def as_float64(value: Any, name: str) -> Tensor:
     """A finite float64 tensor on the host from a number, sequence, array or tensor."""
     try:
-        tensor = torch.as_tensor(value).detach().to(device="cpu", dtype=torch.float64)
+        tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ShapeError(
             f"{name} must be a number, an array or a tensor, got {type(value).__name__}: {error}."
@@ -27,6 +27,14 @@ def as_float64(value: Any, name: str) -> Tensor:
             f"Next: repair it before building the law."
         )
     return tensor
+
+
+def is_single(value: Any) -> bool:
+    """Whether an array or tensor came in float32 or less; plain numbers are float64."""
+    if not hasattr(value, "dtype"):
+        return False
+    given = torch.as_tensor(value)
+    return given.is_floating_point() and given.dtype != torch.float64
 
 
 def check_variances(values: Tensor, name: str) -> Tensor:
@@ -102,7 +110,7 @@ def condition(
     factor = values.sqrt() if basis is None else basis * values.sqrt()
     b = whiten(a * factor if basis is None else a @ factor)
     p, s, w_t = torch.linalg.svd(b, full_matrices=True)
-    residual = whiten((data - mean @ a.T).T).T @ p  # (..., k)
+    residual = whiten((data - mean @ a.T).movedim(-1, 0)).movedim(0, -1) @ p  # (..., k)
     shrink_k = torch.cat((s, s.new_zeros(k - len(s))))
     shrink_d = torch.cat((s, s.new_zeros(d - len(s))))
     lw = factor[:, None] * w_t.T if basis is None else factor @ w_t.T

@@ -21,6 +21,7 @@ does not, and is not used.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -33,6 +34,8 @@ __all__ = ["Matrix", "ceil_log2", "fixed_point", "fold", "logsumexp", "softmax"]
 
 #: Bits kept of a float64 factor.
 FULL = 52
+#: Elements of the slices of x that one pass works on: 1 MB.
+BLOCK = 2**17
 
 
 def logsumexp(logits: Tensor) -> Tensor:
@@ -54,9 +57,9 @@ def ceil_log2(n: int) -> int:
 
 
 def _power_of_two_above(x: Tensor) -> Tensor:
-    """2^e > largest |x| of each row (..., 1); exact, 2^-900 at least."""
-    exponent = torch.frexp(x.abs().amax(-1, keepdim=True)).exponent
-    return ((exponent.to(torch.int64).clamp(-900, 900) + 1023) << 52).view(torch.float64)
+    """2^e > largest |x| of each row, (..., 1): twice its leading bit; 0 for a row of zeros, exact."""
+    bits = x.abs().amax(-1, keepdim=True).view(torch.int64) & (0x7FF << 52)
+    return bits.view(torch.float64) * 2
 
 
 def _count(bits: int, wanted: int) -> int:
@@ -64,27 +67,64 @@ def _count(bits: int, wanted: int) -> int:
     return 1 + max(0, math.ceil((wanted - bits) / (bits + 1)))
 
 
-def _slices(x: Tensor, bits: int, count: int, top: Tensor | float) -> list[Tensor]:
-    """x = sum of slices + rest; slice i: multiples of u_i = top 2^-(bits + i (bits + 1)), up to 2^bits u_i.
+def _slices(x: Tensor, bits: int, count: int, top: Tensor | float) -> Tensor:
+    """x = sum of slices + rest, (count, *x.shape); slice i: multiples of u_i, up to 2^bits u_i,
+
+        u_i = top 2^-(bits + i (bits + 1)).
 
     Adding and subtracting 1.5 2^52 u rounds to a multiple of u (Rump's splitting); bits <= 50.
     """
     anchor = top * (1.5 * 2.0 ** (52 - bits))
-    slices = []
-    for i in range(count):
-        part = (x + anchor) - anchor
-        slices.append(part)
+    slices = x.new_empty((count, *x.shape))
+    for i, part in enumerate(slices):
+        torch.add(x, anchor, out=part)
+        part -= anchor
         if i + 1 < count:
             x = x - part
             anchor = anchor * 2.0 ** -(bits + 1)
     return slices
 
 
+@functools.lru_cache(maxsize=256)
+def _schedule(
+    inner: int, v_bits: int, v_count: int, bits: int
+) -> tuple[int, int, list[tuple[int, int]], list[int]]:
+    """b_x, the slices of x, the pairs (i, j) of x_i V_j that count, smallest first, and their number by j."""
+    x_bits = 53 - ceil_log2(inner) - v_bits
+    count = _count(x_bits, bits)
+    size = {(i, j): i * (x_bits + 1) + j * (v_bits + 1) for i in range(count) for j in range(v_count)}
+    pairs = sorted((pair for pair in size if size[pair] < FULL + 4), key=lambda pair: (-size[pair], pair))
+    depth = [sum(j == other for _, other in pairs) for j in range(v_count)]
+    return x_bits, count, pairs, depth
+
+
 def fixed_point(x: Tensor, bits: int, top: float | None = None) -> Tensor:
-    """x (..., n) float64 rounded to ``bits`` <= 50 bits below ``top`` (the row's largest); gradient of x."""
-    with torch.no_grad():
-        rounded = _slices(x, bits, 1, _power_of_two_above(x) if top is None else top)[0]
-    return x + (rounded - x).detach()
+    """x (..., n) float64 rounded to ``bits`` <= 50 bits below ``top`` (its row's largest); gradient of x."""
+    return _Round.apply(x, bits, top)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _Round(torch.autograd.Function):
+    """`fixed_point`, with the derivative of the identity."""
+
+    @staticmethod
+    def forward(x: Tensor, bits: int, top: float | None) -> Tensor:
+        return _slices(x, bits, 1, _power_of_two_above(x) if top is None else top)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, *_: Any) -> Tensor:
+        return dx.view_as(dx)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        return _Round.apply(x.movedim(in_dims[0], 0), *rest), 0  # type: ignore[no-untyped-call]
 
 
 class Matrix:
@@ -139,7 +179,7 @@ class Matrix:
         return held if index is None else [part[index] for part in held]
 
     def _cut(self, v: Tensor) -> list[Tensor]:
-        parts = _slices(v, self.slice_bits, _count(self.slice_bits, self.bits), self.top)
+        parts = list(_slices(v, self.slice_bits, _count(self.slice_bits, self.bits), self.top))
         while self.hold and len(parts) > 1 and not bool(parts[-1].any()):
             parts.pop()
         return parts
@@ -165,31 +205,33 @@ class _Product(torch.autograd.Function):
         n, k = matrix.v.shape
         inner, outer = (k, n) if transposed else (n, k)
         rows = x.reshape(-1, inner)
+        out = x.new_zeros(len(rows), outer)
         index = None
         if not transposed and not matrix.hold and x.device.type == "cpu":
             index = (rows != 0).any(0).nonzero().flatten()
             if len(index) == 0:
-                return x.new_zeros((*x.shape[:-1], outer))
+                return out.reshape(*x.shape[:-1], outer)
             if 2 * len(index) > inner:
                 index = None
             else:
                 rows = rows[:, index]
-        x_bits = 53 - ceil_log2(inner) - matrix.slice_bits
-        scale = _power_of_two_above(rows) if top is None else top
-        x_slices = _slices(rows, x_bits, _count(x_bits, bits), scale)
-        terms: list[tuple[int, Tensor]] = []
-        for j, v in enumerate(matrix.slices(x.device, index)):
-            depths = [i * (x_bits + 1) + j * (matrix.slice_bits + 1) for i in range(len(x_slices))]
-            kept = [i for i, depth in enumerate(depths) if depth < FULL + 4]
-            if kept:
-                stacked = torch.cat([x_slices[i] for i in kept])
-                parts = stacked @ (v.T if transposed else v)
-                terms += zip((depths[i] for i in kept), torch.split(parts, len(rows)), strict=True)
-        terms.sort(key=lambda term: -term[0])
-        total = terms[0][1]
-        for _, part in terms[1:]:
-            total = total + part
-        return total.reshape(*x.shape[:-1], outer)
+        slices = matrix.slices(x.device, index)
+        factors = [v.T if transposed else v for v in slices]
+        x_bits, count, pairs, depth = _schedule(inner, matrix.slice_bits, len(factors), bits)
+        size = max(64, BLOCK // (count * max(inner, outer)))
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            x_slices = _slices(part, x_bits, count, _power_of_two_above(part) if top is None else top)
+            flat = x_slices.reshape(-1, part.shape[1])
+            rows_in = len(part)
+            products = [
+                (flat[: d * rows_in] @ v).reshape(d, rows_in, outer)
+                for d, v in zip(depth, factors, strict=True)
+            ]
+            total = out[start : start + size]
+            for i, j in pairs:
+                total += products[j][i]
+        return out.reshape(*x.shape[:-1], outer)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -123,7 +123,11 @@ class Target(ABC):
         else:
             normals = noise.normal(0, like, ids)
         with torch.no_grad():
-            return self._draw(normals.reshape(n, -1)).reshape(n, *self.event_shape).to(dtype)
+            return (
+                self._draw(normals.reshape(n, self._choices + self.dimension))
+                .reshape(n, *self.event_shape)
+                .to(dtype)
+            )
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, (B, *event) -> (B,), in x's dtype (at least float32); differentiable in x."""
@@ -135,7 +139,7 @@ class Target(ABC):
         """grad log p_t as a function of x (B, *event) and t, a number, shape () or (B,)."""
 
         def score(x: Tensor, t: Number) -> Tensor:
-            time = torch.as_tensor(t).to(torch.float64)
+            time = torch.as_tensor(t, dtype=torch.float64)
             return self._field(self._score_at, x, process.alpha(time), process.sigma(time))
 
         return score
@@ -171,7 +175,7 @@ class Target(ABC):
             event = ", ".join(map(str, self.event_shape))
             hint = " Next: x[None] for a single sample." if x.shape == self.event_shape else ""
             raise ShapeError(f"x must have shape (B, {event}), got {tuple(x.shape)}.{hint}")
-        return x.reshape(len(x), -1).to(torch.float64)
+        return x.reshape(len(x), self.dimension).to(torch.float64)
 
     def _field(self, fn: Any, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
         flat = self._flat(x := torch.as_tensor(x))

@@ -24,7 +24,7 @@ __all__ = ["Empirical"]
 
 #: Elements of one chunk of data: 8 MB in float64.
 CHUNK = 2**20
-#: Elements of the (rows, N) weights held at a time: 32 MB in float64.
+#: Elements of the (rows, N) weights held at a time: 32 MB in float64; 1 MB where that leaves 64 rows.
 BLOCK = 2**22
 #: Data of at most this many elements keep their float64 slices between calls: 64 MB a slice.
 HELD = 2**23
@@ -85,7 +85,7 @@ class Empirical(Target):
         self.bandwidth = number(bandwidth, "bandwidth")
         self.weights = None if weights is None else normalised(weights, len(y))
         self._scale = 1.0  # the law of scale * data + bandwidth * noise
-        self._chunk = max(64, min(len(y), CHUNK // self._y.shape[1]))
+        self._chunk = max(64, 2 ** int(math.log2(CHUNK / self._y.shape[1])))
         p = self._probabilities()
         thresholds = torch.special.ndtri(torch.cumsum(p, 0)[:-1].clamp(0, 1))
         self._constants = PerDevice(self._survey(), torch.log(p), thresholds)
@@ -201,7 +201,7 @@ class Empirical(Target):
         return a * inner - a * a * self._squares(single, x.device)
 
     def _block(self) -> int:
-        return max(1, BLOCK // len(self))
+        return max(1, min(BLOCK // len(self), max(64, 2**17 // len(self))))
 
     def _density(self, x: Tensor) -> Tensor:
         h = self.bandwidth
@@ -226,11 +226,14 @@ class Empirical(Target):
             centre, log_p, _ = self._constants.on(x.device)
             energies = self._energies(x, alpha * self._scale, single)
             energies = energies - energies.detach().amax(-1, keepdim=True)
-            v = torch.as_tensor(v, dtype=torch.float64, device=x.device)
-            atoms = torch.where(energies == 0, 0.0, -math.inf)  # the limit v -> 0: the nearest data
-            logits = torch.where(v == 0, atoms, energies / torch.where(v == 0, 1.0, v)) + log_p
+            if self.bandwidth == 0:  # the limit v -> 0: the nearest data share the weight
+                v = torch.as_tensor(v, dtype=torch.float64, device=x.device)
+                nearest = torch.where(energies == 0, 0.0, -math.inf)
+                logits = torch.where(v == 0, nearest, energies / torch.where(v == 0, 1.0, v)) + log_p
+            else:
+                logits = energies / v + log_p
             w = torch.exp(logits - logits.detach().amax(-1, keepdim=True))
-            bits = min(50, 26 + ceil_log2(len(self))) if single else 60
+            bits = min(50, 24 + ceil_log2(len(self))) if single else 60
             if single:
                 w = fixed_point(w, bits, top=1.0)
             total = torch.zeros_like(x)

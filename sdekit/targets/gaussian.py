@@ -10,7 +10,7 @@ from torch import Tensor, distributions
 
 from sdekit._typing import Number
 from sdekit.errors import NotPositiveDefiniteError, ShapeError, check_positive
-from sdekit.targets._linear import as_float64, check_variances, condition, eigen
+from sdekit.targets._linear import as_float64, check_variances, condition, eigen, is_single
 from sdekit.targets._moments import Moments
 from sdekit.targets._rows import Matrix, fold
 from sdekit.targets.base import PerDevice, Target, at_clean
@@ -208,13 +208,12 @@ class Gaussian(Target):
 
 
 def _from_cov(cov: Any) -> tuple[Tensor, Tensor]:
-    given = torch.as_tensor(cov)
     c = as_float64(cov, "cov")
     if c.ndim != 2 or c.shape[0] != c.shape[1]:
         raise ShapeError(
             f"cov must have shape (D, D), got {tuple(c.shape)}. Likely cause: variances. Next: variance=..."
         )
-    return eigen(c, single=given.is_floating_point() and given.dtype != torch.float64)
+    return eigen(c, is_single(cov))
 
 
 def _from_eigen(values: Any, basis: Any) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, distributions
 
 from sdekit._typing import Number
 from sdekit.errors import ShapeError
-from sdekit.targets._linear import as_float64, check_variances, condition, eigen
+from sdekit.targets._linear import as_float64, check_variances, condition, eigen, is_single
 from sdekit.targets._moments import Moments
 from sdekit.targets._rows import Matrix, fold, logsumexp, softmax
 from sdekit.targets.base import PerDevice, Target, at_clean, by_blocks
@@ -69,9 +69,7 @@ class GaussianMixture(Target):
             if c.ndim == 2:
                 values = check_variances(c, "covs")
             else:
-                given = torch.as_tensor(covs)
-                single = given.is_floating_point() and given.dtype != torch.float64
-                values, basis = eigen(c, single, "covs")
+                values, basis = eigen(c, is_single(covs), "covs")
         else:
             raise ShapeError(
                 f"covs must be a number, or have shape ({k},), ({k}, *event), ({k}, {d}, {d}) or "
@@ -163,7 +161,7 @@ class GaussianMixture(Target):
     def _coordinates(self, x: Tensor, alpha: Number) -> Tensor:
         _, _, rotated, _, _ = self._constants.on(x.device)
         c = x if self._rotation is None else self._rotation.times(x)
-        return c.reshape(len(x), -1, x.shape[-1]) - alpha * rotated
+        return c.reshape(len(x), c.shape[-1] // x.shape[-1], x.shape[-1]) - alpha * rotated
 
     def _back(self, c: Tensor) -> Tensor:
         """sum_k V_k c_k: (R, K, D) -> (R, D)."""
@@ -171,7 +169,7 @@ class GaussianMixture(Target):
             return fold(c.mT)
         if len(self.basis) == 1:
             return self._rotation.transposed(fold(c.mT))
-        return self._rotation.transposed(c.reshape(len(c), -1))
+        return self._rotation.transposed(c.flatten(1))
 
     def _log_joint(self, c: Tensor, variances: Tensor) -> Tensor:
         """log w_k N(c_k; 0, variances), (R, K)."""
@@ -222,7 +220,7 @@ class GaussianMixture(Target):
             if len(self.basis) > 1:
                 wide = c.new_zeros(len(c), len(self), c.shape[-1])
                 wide[torch.arange(len(c), device=c.device), which] = c
-                c = wide.reshape(len(c), -1)
+                c = wide.flatten(1)
             c = self._rotation.transposed(c)
         return means[which] + c
 

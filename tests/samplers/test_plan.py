@@ -1,0 +1,313 @@
+"""Plans: JSON, words, lowering, cost, and what a plan refuses to be."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sdekit as sk
+from sdekit.samplers import Apply, Combine, Evaluate
+from sdekit.samplers.registry import SAMPLERS
+from sdekit.score.model import PREDICTS
+from sdekit.score.predictions import Node
+from tests.samplers.problems import FROM_PURE_NOISE, NAMES, PROCESSES, STOCHASTIC, gaussian, network
+
+ENDS = ["t_min", "clean"]
+
+
+def same_bits(a: sk.Plan, b: sk.Plan) -> bool:
+    """Equality that counts NaN as equal to itself."""
+    return repr(a.instructions) == repr(b.instructions) and repr(a.nodes) == repr(b.nodes)
+
+
+@given(
+    name=st.sampled_from(NAMES),
+    process=st.sampled_from(list(PROCESSES)),
+    steps=st.integers(1, 12),
+    end=st.sampled_from(ENDS),
+    lowered=st.sampled_from([None, *PREDICTS]),
+)
+def test_json_keeps_every_bit(name, process, steps, end, lowered):
+    plan = sk.plan(name, PROCESSES[process], steps=steps, end=end, data_std=0.7, data_spread=0.9, finite=True)
+    if lowered is not None:
+        plan = plan.lower(lowered, 0.5)
+    text = plan.to_json()
+    again = sk.Plan.from_json(text)
+    assert same_bits(plan, again)
+    assert again == plan or any(math.isnan(v) for node in plan.nodes for v in node)
+    assert again.to_json() == text
+    for field in (
+        "prior_std",
+        "sampler",
+        "process",
+        "end",
+        "data_std",
+        "data_spread",
+        "nfe",
+        "draws",
+        "times",
+    ):
+        assert getattr(again, field) == getattr(plan, field)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_from_json_gives_the_same_samples(name, device):
+    target, process = gaussian(3), PROCESSES["VP"]
+    plan = sk.plan(name, process, steps=5)
+    runs = [
+        sk.sample(target.denoiser(process), (4, 3), sampler=p, seed=3, device=device).x
+        for p in (plan, sk.Plan.from_json(plan.to_json()))
+    ]
+    assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_and_evaluations_are_what_was_asked(name, process, end):
+    law, cost = PROCESSES[process], SAMPLERS[name].evaluations
+    tail = 1 if end == "clean" else 0
+    for steps in (1, 2, 5):
+        plan = sk.plan(name, law, steps=steps, end=end)
+        assert plan.steps == steps == len(plan.nodes) - 1
+        assert plan.nfe == cost * (steps - tail) + tail  # clean: one interval, one evaluation
+        assert (plan.nodes[-1].sigma == 0) == (end == "clean")
+        last = plan.nodes[-2] if end == "clean" and steps > 1 else plan.nodes[-1]
+        if steps > tail:
+            assert last.t == law.t_min
+    for nfe in (cost + tail, 7 * cost + tail, 7 * cost + tail + cost - 1):
+        plan = sk.plan(name, law, nfe=nfe, end=end)
+        assert nfe - cost < plan.nfe <= nfe
+        assert same_bits(plan, sk.plan(name, law, steps=plan.steps, end=end))
+
+
+def test_nfe_counts_the_options_of_a_sampler():
+    plan = sk.plan(sk.samplers.PredictorCorrector(corrections=2), sk.VP(), nfe=12)
+    assert (plan.steps, plan.nfe) == (4, 12)
+    with pytest.raises(ValueError, match="needs 3 evaluations a step"):
+        sk.plan(sk.samplers.PredictorCorrector(corrections=2), sk.VP(), nfe=2)
+
+
+def test_one_interval_to_the_clean_node_is_one_evaluation(device):
+    """steps = 1, end = "clean": x0 = D(x, t_max), for every sampler."""
+    target = gaussian(3)
+    for process in ("VP", "VE", "RectifiedFlow"):
+        law = PROCESSES[process]
+        for name in NAMES:
+            run = sk.sample(target.denoiser(law), (4, 3), sampler=name, steps=1, end="clean", device=device)
+            assert (run.stats.nfe, run.stats.steps) == (1, 1)
+            start = law.finite_t_max if SAMPLERS[name].needs_finite_drift else law.t_max
+            x = law.prior_std(start) / law.prior_std() * law.prior((4, 3))
+            torch.testing.assert_close(run.x, target.denoiser(law).x0(x, float(start)), rtol=1e-5, atol=1e-6)
+
+
+def test_the_default_is_twenty_steps_of_kernel_quadrature():
+    run = sk.sample(gaussian(2).denoiser(sk.VP()), (1, 2))
+    assert run.stats.nfe == run.stats.steps == 20
+    assert sk.plan("kernel-quadrature", sk.VP()).steps == 20
+
+
+# -- lowering -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("predicts", PREDICTS)
+@pytest.mark.parametrize("process", ["VP", "SubVP", "VE", "Cosine", "RectifiedFlow", "EDM"])
+@pytest.mark.parametrize("name", NAMES)
+def test_lowered_plans_are_equal_to_rounding(name, process, predicts, device):
+    """One plan, run by an exact denoiser and by networks that predict everything else."""
+    law, target = PROCESSES[process], gaussian(2)
+    plan = sk.plan(name, law, steps=4, end="clean", data_std=0.9, data_spread=1.1, finite=True)
+    options = {"sampler": plan, "seed": 4, "dtype": torch.float64, "device": device}
+    expected = sk.sample(target.denoiser(law), (3, 2), **options).x
+    found = sk.sample(network(target, law, predicts), (3, 2), **options).x
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("predicts", ["x0", "v", "flow"])
+@pytest.mark.parametrize("process", FROM_PURE_NOISE)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_start_at_pure_noise(name, process, predicts, device):
+    """alpha = 0 at t_max: no NaN, and the same samples as the exact denoiser's.
+
+    Samplers that need a finite drift start where alpha = 1e-3 instead, by declaration.
+    """
+    law, target = PROCESSES[process], gaussian(2)
+    for steps, end in ((1, "t_min"), (5, "t_min"), (5, "clean")):
+        plan = sk.plan(name, law, steps=steps, end=end, data_std=0.8)
+        assert (plan.nodes[0].alpha == 0) is not SAMPLERS[name].needs_finite_drift
+        options = {"sampler": plan, "seed": 4, "dtype": torch.float64, "device": device}
+        expected = sk.sample(target.denoiser(law), (3, 2), **options).x
+        assert bool(torch.isfinite(expected).all())
+        found = sk.sample(network(target, law, predicts), (3, 2), **options).x
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "score", "edm"])
+@pytest.mark.parametrize("process", FROM_PURE_NOISE)
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_networks_start_just_below_pure_noise(name, process, predicts, device):
+    """sample moves the start to alpha = 1e-3 by itself, from N(0, sigma^2)."""
+    law = PROCESSES[process]
+    times = []
+    run = sk.sample(
+        network(gaussian(2), law, predicts),
+        (3, 2),
+        sampler=name,
+        steps=4,
+        dtype=torch.float64,
+        device=device,
+        save="all",
+        callback=lambda i, t, x: times.append(t),
+    )
+    assert bool(torch.isfinite(run.xs).all())
+    assert float(run.ts[0]) == law.finite_t_max
+    assert times == run.ts[1:].tolist()
+    assert float(law.alpha(law.finite_t_max)) == pytest.approx(1e-3, rel=1e-9)
+    assert sk.plan(name, law, finite=True).prior_std == float(law.sigma(law.finite_t_max))
+
+
+def test_asking_a_noise_network_at_pure_noise_is_refused():
+    law = sk.RectifiedFlow()
+    plan = sk.plan("ddim", law, steps=3)
+    with pytest.raises(sk.errors.EndpointError) as error:
+        sk.sample(network(gaussian(2), law, "eps"), (3, 2), sampler=plan)
+    for word in ("'eps' does not determine 'x0'", "t = 1", "alpha = 0 (pure noise)", "Likely cause", "Next"):
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("predicts", PREDICTS)
+def test_lowering_keeps_the_cost_and_is_idempotent(name, predicts):
+    plan = sk.plan(name, sk.VP(), steps=6, end="clean")
+    low = plan.lower(predicts, 0.5)
+    assert (low.nfe, low.draws, low.times, low.output) == (plan.nfe, plan.draws, plan.times, plan.output)
+    kinds = {ins.predicts for ins in low.instructions if isinstance(ins, Evaluate)}
+    assert kinds == {PREDICTS[predicts]}
+    assert same_bits(low.lower(predicts, 0.5), low)
+    twice = plan.lower("v").lower(predicts, 0.5)  # through another prediction: equal to rounding
+    if twice.affine:
+        a, b = (sk.certify(p, gaussian(2), sk.VP()).law for p in (low, twice))
+        torch.testing.assert_close(
+            torch.stack(list(a.__dict__.values())), torch.stack(list(b.__dict__.values()))
+        )
+
+
+def test_lowering_folds_rather_than_lengthens():
+    """ddim with an eps network costs one Evaluate and one Combine of two terms a step."""
+    low = sk.plan("ddim", sk.VP(), steps=5).lower("eps")
+    assert len(low.instructions) == 10
+    assert all(len(ins.terms) == 2 for ins in low.instructions if isinstance(ins, Combine))
+    score = sk.plan("euler-maruyama", sk.VP(), steps=5).lower("eps")
+    assert len(score.instructions) == 10
+
+
+# -- words ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_prints_every_instruction(name):
+    plan = sk.plan(name, sk.VP(), steps=2, end="clean")
+    text = str(plan)
+    assert repr(name) in text
+    assert "2 intervals" in text
+    assert f"{plan.nfe} evaluations" in text
+    assert "-> clean" in text
+    assert "VP(beta_min=0.1, beta_max=20.0)" in text
+    for ins in plan.instructions:
+        assert f"{ins.out} = " in text
+    assert f"nfe={plan.nfe}" in repr(plan)
+
+
+def test_printed_coefficients_are_the_plan_s():
+    plan = sk.plan("ddpm", sk.VP(), grid=[0.5, 0.4])
+    (combine,) = (ins for ins in plan.instructions if isinstance(ins, Combine))
+    (w, _), (d, _) = combine.terms
+    ((c, _),) = combine.noise
+    assert f"x[1] = {w:.6g} x[0] {d:+.6g} D[0] {c:+.6g} xi[0]" in str(plan)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "1", "not json", '{"format": "sdekit-plan", "version": 2}'])
+def test_what_is_no_plan_is_refused(text):
+    with pytest.raises(ValueError, match=r"not a plan: expected the JSON text of Plan\.to_json"):
+        sk.Plan.from_json(text)
+
+
+def test_tampered_json_is_refused():
+    data = json.loads(sk.plan("ddim", sk.VP(), steps=2).to_json())
+    data["instructions"] = data["instructions"][1:]
+    with pytest.raises(ValueError, match="before it is written"):
+        sk.Plan.from_json(json.dumps(data))
+    apply = json.loads(sk.plan("pc", sk.VP(), steps=1).to_json())
+    for ins in apply["instructions"]:
+        if "apply" in ins:
+            ins["name"] = "langevin-nrom"
+    plan = sk.Plan.from_json(json.dumps(apply))
+    with pytest.raises(KeyError, match=r"unknown operation 'langevin-nrom'. Nearest: 'langevin-norm'"):
+        sk.sample(gaussian(2).denoiser(sk.VP()), (2, 2), sampler=plan)
+
+
+def test_plans_check_their_registers():
+    node = Node(0.5, 0.8, 0.6, -1.0, 1.0)
+    nodes = (node, node)
+    with pytest.raises(ValueError, match=r"reads register 'y' before it is written.*Likely cause"):
+        sk.Plan((Combine("x[1]", ((1.0, "y"),)),), nodes, 1.0)
+    with pytest.raises(ValueError, match=r"writes register 'x\[1\]' a second time.*Next"):
+        sk.Plan((Combine("x[1]", ((1.0, "x[0]"),)), Combine("x[1]", ((1.0, "x[0]"),))), nodes, 1.0)
+    with pytest.raises(ValueError, match="never writes its last state"):
+        sk.Plan((Combine("y", ((1.0, "x[0]"),)),), nodes, 1.0)
+    with pytest.raises(ValueError, match="without its node"):
+        sk.Plan((Evaluate("x[1]", "x[0]", 0.5),), nodes, 1.0)
+
+
+def test_a_hand_written_plan_runs_and_certifies():
+    """Two Combines that share a draw: the same integer is the same normal wherever it appears."""
+    process, target = sk.VP(), sk.Gaussian([0.0, 0.0], variance=1.0)
+    plan = sk.plan("ddim", process, steps=1)
+    shared = replace(
+        plan,
+        instructions=(
+            Combine("y", ((1.0, "x[0]"),), ((2.0, 7),)),
+            Combine("x[1]", ((1.0, "y"),), ((-2.0, 7), (0.5, 9))),
+        ),
+    )
+    assert shared.draws == (7, 9)
+    run = sk.sample(target.denoiser(process), (1000, 2), sampler=shared, dtype=torch.float64)
+    start = process.prior((1000, 2), dtype=torch.float64)
+    noise = sk.Philox(0).normal(9, start, torch.arange(1000))
+    torch.testing.assert_close(run.x, start + 0.5 * noise)
+    law = sk.certify(shared, target, process).law
+    torch.testing.assert_close(law.std, torch.full((2,), math.sqrt(1.25), dtype=torch.float64))
+
+
+def test_draws_are_counted():
+    assert sk.plan("ddim", sk.VP(), steps=5).draws == ()
+    for name in STOCHASTIC:
+        plan = sk.plan(name, sk.VP(), steps=5)
+        per_step = sum(len(ins.noise) for ins in plan.instructions if isinstance(ins, Combine))
+        per_step += sum(isinstance(ins, Apply) for ins in plan.instructions)
+        assert len(plan.draws) == per_step
+        assert plan.draws == tuple(range(per_step))
+
+
+def test_infinite_coefficients_are_refused_and_the_order_drops_where_it_can(device):
+    """A grid that runs into sigma = 0: DPM-Solver++ ends in x' = alpha' D, the kernel has no rule there."""
+    target = gaussian(3)
+    for process in ("VP", "EDM", "RectifiedFlow"):
+        law = PROCESSES[process]
+        grid = [0.9 * law.t_max, 0.5 * law.t_max, 0.2 * law.t_max, 0.0]
+        zero = sk.sample(target.denoiser(law), (4, 3), sampler="dpmpp-2m", grid=grid, device=device).x
+        clean = sk.sample(
+            target.denoiser(law), (4, 3), sampler="dpmpp-2m", grid=grid[:-1], end="clean", device=device
+        ).x
+        torch.testing.assert_close(zero, clean, rtol=1e-5, atol=1e-6)
+        with pytest.raises(ValueError, match=r"no finite coefficients.*sigma = 0.*Next.*end='clean'"):
+            sk.plan("kernel-quadrature", law, grid=grid)
+        for name in ("heun", "pc"):
+            with pytest.raises(sk.errors.EndpointError, match="Next"):
+                sk.sample(target.denoiser(law), (4, 3), sampler=name, grid=grid, device=device)
