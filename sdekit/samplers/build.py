@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -101,8 +102,12 @@ def plan(
     data_spread = data_std if data_spread is None else check_positive(data_spread, "data_spread")
     tail = 1 if end == "clean" else 0
 
+    # A frozen process cannot change under the cache; one of the user's own may.
+    frozen = getattr(type(process), "__dataclass_params__", None)
+    make = _cached_build if frozen is not None and frozen.frozen else _build
+
     def build(n: int) -> Plan:
-        return _build(method, process, layout, n, end, data_std, data_spread, finite)
+        return make(method, process, layout, n, end, data_std, data_spread, finite)
 
     if nfe is not None:
         if steps is not None:
@@ -177,6 +182,9 @@ def _build(
         data_std=data_std,
         data_spread=data_spread,
     )
+
+
+_cached_build = lru_cache(maxsize=64)(_build)
 
 
 def _check_finite(method: Sampler, path: Path, instructions: list[Instruction]) -> None:

@@ -18,7 +18,7 @@ from sdekit.score.predictions import Node
 if TYPE_CHECKING:
     from sdekit.score.model import Denoiser
 
-__all__ = ["Program", "execute"]
+__all__ = ["Program", "execute", "prepare"]
 
 Watch: TypeAlias = Callable[[int, Tensor], None]
 
@@ -43,6 +43,7 @@ class Program:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self._weights: dict[torch.dtype, list[Tensor]] = {}
         last: dict[str, int] = {}
         last_draw: dict[int, int] = {}
         self.reused: set[int] = set()
@@ -71,6 +72,27 @@ class Program:
             for k, ins in enumerate(plan.instructions)
         ]
 
+    def weights(self, dtype: torch.dtype) -> list[Tensor]:
+        """Every weight of the plan, rounded once to the arithmetic dtype of a state of ``dtype``.
+
+        0-d tensors on the host: a float in their place costs three times as much a product, and they
+        serve states on any device without a transfer.
+        """
+        wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+        if wide not in self._weights:
+            floats = [w for line in self.lines if isinstance(line.ins, Combine) for w in line.fields[1]]
+            self._weights[wide] = list(torch.tensor(floats, dtype=wide).unbind())
+        return self._weights[wide]
+
+
+def prepare(plan: Plan, predicts: str, data_std: float | None) -> Program:
+    """The program of a plan lowered to a model's prediction, made once for each plan."""
+    key = (predicts, data_std)
+    if key not in plan.prepared:
+        plan.prepared[key] = Program(plan.lower(predicts, data_std))
+    program: Program = plan.prepared[key]
+    return program
+
 
 def _draws(ins: Evaluate | Combine | Apply) -> tuple[int, ...]:
     if isinstance(ins, Combine):
@@ -87,21 +109,12 @@ def _fields(ins: Evaluate | Combine | Apply) -> tuple[Any, ...]:
             return (Node(*(float(value) for value in ins.node)),)
         case Combine():
             return (
-                [w if isinstance(w, Tensor) else float(w) for w, _ in ins.terms],
                 [name for _, name in ins.terms],
-                [c if isinstance(c, Tensor) else float(c) for c, _ in ins.noise],
+                [float(w) for w, _ in (*ins.terms, *ins.noise)],
                 [draw for _, draw in ins.noise],
             )
         case Apply():
             return (operation(ins.name),)
-
-
-def _changed_in_place(ins: Evaluate) -> ValueError:
-    return ValueError(
-        f"net changed its input in place at t = {float(ins.t):g}, so the state of the run is lost. Likely cause: "
-        f"an in-place operation (x *= ..., nn.ReLU(inplace=True)) on the first argument. Next: work on a copy, "
-        f"lambda x, t: net(x.clone(), t)."
-    )
 
 
 def execute(
@@ -124,7 +137,8 @@ def execute(
     times = torch.tensor(program.evaluation_times, dtype=x.dtype, device=x.device).unbind()
     kept: dict[int, Tensor] = {0: x} if 0 in saved else {}
     cache: dict[int, Tensor] = {}
-    evaluation = reached = 0
+    weights = program.weights(x.dtype)
+    evaluation = reached = at = 0
 
     def normal(draw: int) -> Tensor:
         if draw not in program.reused:
@@ -136,15 +150,13 @@ def execute(
     for line in program.lines:
         ins = line.ins
         if isinstance(ins, Combine):
-            weights, names, coefficients, draws = line.fields
-            out = combine(weights, [registers[name] for name in names], coefficients, draws, normal)
+            names, own, draws = line.fields
+            until = at + len(own)
+            out = combine(weights[at:until], [registers[name] for name in names], draws, normal)
+            at = until
         elif isinstance(ins, Evaluate):
             (node,) = line.fields
-            given = registers[ins.x]
-            version = -1 if given.is_inference() else given._version
-            out = model.evaluate(ins.predicts, given, node, times[evaluation], ins.data_std)
-            if version >= 0 and given._version != version:
-                raise _changed_in_place(ins)
+            out = model.evaluate(ins.predicts, registers[ins.x], node, times[evaluation], ins.data_std)
             evaluation += 1
         else:
             (fn,) = line.fields

@@ -10,7 +10,7 @@ from torch import Tensor
 from sdekit.errors import NonFiniteError, check_count
 from sdekit.noise import Philox
 from sdekit.samplers.build import plan
-from sdekit.samplers.execute import Program, execute
+from sdekit.samplers.execute import execute, prepare
 from sdekit.score.model import Denoiser
 from sdekit.targets._moments import Moments
 
@@ -56,7 +56,7 @@ def pilot(
     noise = Philox(seed)
     with torch.no_grad():
         start = noise.initial(like, ids) * made.prior_std
-        program = Program(made.lower(model.predicts, model.data_std))
+        program = prepare(made, model.predicts, model.data_std)
         x, _ = execute(program, model, start, noise, ids)
     if not bool(torch.isfinite(x).all()):
         raise NonFiniteError(

@@ -77,8 +77,8 @@ class Plan:
 
     instructions: in order of execution. nodes: the grid, noise first; its last node has sigma = 0 when
     ``end`` is "clean". prior_std: the initial state x[0] is drawn from N(0, prior_std^2 I). sampler and
-    process: how it was made (for printing; nothing is looked up in them). native: what the model is
-    asked for, where `lower` has folded it in.
+    process: how it was made (for printing; nothing is looked up in them). prepared: the executor's own
+    notes, not part of the plan.
     """
 
     instructions: tuple[Instruction, ...]
@@ -89,6 +89,7 @@ class Plan:
     end: str = "t_min"
     data_std: float = 1.0
     data_spread: float = 1.0
+    prepared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         written = {state(0)}
@@ -112,6 +113,9 @@ class Plan:
             written.add(ins.out)
         if self.output not in written:
             raise ValueError(f"the recipe of {self.sampler!r} never writes its last state {self.output!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "prepared": {}}
 
     # -- what it costs, what it gives ---------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from sdekit.errors import ShapeError, check_count, check_state
 from sdekit.noise import Noise, Philox, Recorded, as_noise
 from sdekit.samplers.base import Sampler
 from sdekit.samplers.build import GridLike, as_grid, check_initial, plan, same_schedule
-from sdekit.samplers.execute import Program
+from sdekit.samplers.execute import prepare
 from sdekit.samplers.pilot import statistics
 from sdekit.samplers.plan import Plan
 from sdekit.samplers.registry import as_sampler
@@ -61,7 +61,7 @@ def sample(
         (n, *event), n samples.
     sampler
         A name (`sdekit.samplers()`), a sampler object, a `Plan`, or "rk45": adaptive Dormand-Prince on
-        the probability flow at rtol = atol = 1e-5 with control per sample.
+        the probability flow at rtol = atol = 1e-5 with control per sample (its callback as in `solve`).
     steps, nfe, grid, end, eta
         As in `sdekit.plan`.
     seed, noise, first_id
@@ -105,13 +105,20 @@ def sample(
     )
     with torch.set_grad_enabled(keep_graph):
         if sampler == "rk45":
+            for given in (steps, nfe, grid, batch_size, save):
+                if given is not None:
+                    raise ValueError(
+                        "'rk45' chooses its own steps, sample by sample; steps, nfe, grid, batch_size and "
+                        "save do not apply. Next: sdekit.solve(sdekit.probability_flow(process, model), ...) "
+                        "takes rtol, atol and save_at."
+                    )
             return _adaptive(
-                model, shape, end, grid, steps, nfe, eta, source, first_id, x_init, dtype, device, save, throw
+                model, shape, end, eta, source, first_id, x_init, dtype, device, progress, callback, throw
             )
         made = _make_plan(model, sampler, shape, steps, nfe, grid, end, eta, dtype, device)
         run = Run(
             model,
-            Program(made.lower(model.predicts, model.data_std)),
+            prepare(made, model.predicts, model.data_std),
             source,
             shape,
             check_count(first_id, "first_id", 0),
@@ -239,24 +246,17 @@ def _adaptive(
     model: Denoiser,
     shape: Sequence[int],
     end: str,
-    grid: GridLike,
-    steps: int | None,
-    nfe: int | None,
     eta: float | None,
     noise: Noise,
     first_id: int,
     x_init: Tensor | None,
     dtype: torch.dtype,
     device: torch.device,
-    save: str | None,
+    progress: bool,
+    callback: Callable[[int, float, Tensor], None] | None,
     throw: bool,
 ) -> Solution:
     """rk45 on the probability flow; ``end="clean"`` adds the Tweedie evaluation."""
-    if steps is not None or nfe is not None or grid is not None or save is not None:
-        raise ValueError(
-            "'rk45' chooses its own steps; steps, nfe, grid and save do not apply. Next: "
-            "sdekit.solve(sdekit.probability_flow(process, model), ...) takes rtol, atol and save_at."
-        )
     if end not in ("t_min", "clean"):
         raise ValueError(f"end must be 't_min' or 'clean', got {end!r}.")
     if eta:
@@ -266,13 +266,21 @@ def _adaptive(
         )
     process = model.process
     start = float(process.t_max if model.defined_at_pure_noise else process.finite_t_max)
+    first_id = check_count(first_id, "first_id", 0)
     if x_init is None:
         ids = torch.arange(first_id, first_id + shape[0], dtype=torch.int64, device=device)
         like = torch.empty(tuple(shape), dtype=dtype, device=device)
         x_init = noise.initial(like, ids) * float(process.prior_std(start))
     flow = probability_flow(process, model)
     solution = solve(
-        flow, x_init.to(dtype=dtype, device=device), (start, float(process.t_min)), solver="rk45", throw=throw
+        flow,
+        x_init.to(dtype=dtype, device=device),
+        (start, float(process.t_min)),
+        solver="rk45",
+        first_id=first_id,
+        progress=progress,
+        callback=callback,
+        throw=throw,
     )
     if end == "clean":
         stats = replace(solution.stats, nfe=solution.stats.nfe + 1)

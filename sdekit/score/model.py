@@ -203,8 +203,8 @@ def _call(net: Field, x: Tensor, t: Tensor) -> Tensor:
     if before is not None and x._version != before:
         raise ValueError(
             "net changed its input x in place, and x is the state of the run. Likely cause: an in-place "
-            "operation (x.mul_, x += ..., ReLU(inplace=True)) as the first layer. Next: make it out of place, "
-            "or wrap it: lambda x, t: net(x.clone(), t)."
+            "operation (x.mul_, x += ..., ReLU(inplace=True)) as the first layer. Next: make it out of "
+            "place, or wrap it: lambda x, t: net(x.clone(), t)."
         )
     if not out.is_floating_point():
         raise ShapeError(

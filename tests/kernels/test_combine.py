@@ -36,7 +36,7 @@ weight = st.floats(-10, 10, allow_subnormal=False).filter(lambda w: w == 0 or ab
 def test_terms_are_added_left_to_right_with_one_rounding_each(weights, noises, shape, dtype):
     values = registers(len(weights), shape, dtype)
     xi = registers(len(noises), shape, dtype, seed=1)
-    out = combine(weights, values, noises, list(range(len(noises))), xi.__getitem__)
+    out = combine([*weights, *noises], values, list(range(len(noises))), xi.__getitem__)
     kind = np.float32 if dtype == torch.float32 else np.float64
     expected = numpy_reference([*weights, *noises], [v.numpy() for v in (*values, *xi)], kind)
     assert out.dtype == dtype
@@ -50,8 +50,8 @@ def test_half_types_are_summed_in_float32_and_rounded_once(half, device):
         registers(3, (4, 33), half, device=device),
         registers(1, (4, 33), half, seed=1, device=device),
     )
-    out = combine(weights, values, noises, [0], xi.__getitem__)
-    wide = combine(weights, [v.float() for v in values], noises, [0], lambda k: xi[k].float())
+    out = combine([*weights, *noises], values, [0], xi.__getitem__)
+    wide = combine([*weights, *noises], [v.float() for v in values], [0], lambda k: xi[k].float())
     assert out.dtype == half
     assert torch.equal(out, wide.to(half))
 
@@ -63,7 +63,7 @@ def test_inputs_are_left_alone_even_when_they_alias(device):
     assert out.data_ptr() != x.data_ptr()
     out += 1
     assert torch.equal(x, before)
-    combine([1.0, 2.0, -1.0], [x, x, x], [1.0], [0], lambda k: x)
+    combine([1.0, 2.0, -1.0, 1.0], [x, x, x], [0], lambda k: x)
     assert torch.equal(x, before)
 
 
@@ -74,7 +74,7 @@ def test_draws_are_asked_for_in_order(device):
         asked.append(k)
         return torch.full((2, 2), float(k), device=device)
 
-    out = combine([1.0], [torch.zeros(2, 2, device=device)], [1.0, 10.0], [7, 3], normal)
+    out = combine([1.0, 1.0, 10.0], [torch.zeros(2, 2, device=device)], [7, 3], normal)
     assert asked == [7, 3]
     assert out.unique().tolist() == [37.0]
 
@@ -101,7 +101,7 @@ def test_gradients_flow_through_registers_and_weights():
     w = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda w, a, b: combine([w, -1.5], [a, b]), (w, *values))
     noise = torch.ones(3, 2, dtype=torch.float64)
-    out = combine([1.0, 2.0], values, [0.5], [0], lambda k: noise)
+    out = combine([1.0, 2.0, 0.5], values, [0], lambda k: noise)
     out.sum().backward()
     assert values[1].grad.unique().tolist() == [2.0]
 
@@ -115,4 +115,4 @@ def test_tensor_weights_do_not_change_the_dtype_of_the_state():
 
 def test_an_empty_batch():
     x = torch.empty(0, 3)
-    assert combine([1.0, 2.0], [x, x], [1.0], [0], lambda k: x).shape == (0, 3)
+    assert combine([1.0, 2.0, 1.0], [x, x], [0], lambda k: x).shape == (0, 3)

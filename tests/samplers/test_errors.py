@@ -117,6 +117,11 @@ CASES = {
         ValueError,
         ["'rk45' chooses its own steps", "Next: sdekit.solve(sdekit.probability_flow"],
     ),
+    "rk45 with tiles": (
+        lambda: run(sampler="rk45", steps=None, batch_size=4),
+        ValueError,
+        ["batch_size", "do not apply", "Next"],
+    ),
     "rk45 with eta": (lambda: run(sampler="rk45", steps=None, eta=1.0), ValueError, ["eta = 1.0", "Next"]),
     "rk45 to an unknown end": (
         lambda: run(sampler="rk45", steps=None, end="x"),

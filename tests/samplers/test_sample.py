@@ -234,6 +234,21 @@ def test_a_failing_network_is_named(name, value, device):
     assert torch.equal(run.x[keep], good.x[keep])  # the others are unaffected
 
 
+def test_the_adaptive_sampler_passes_everything_on(device, capsys):
+    calls = []
+    model = gaussian(3).denoiser(sk.VP())
+    options = {"sampler": "rk45", "device": device, "dtype": torch.float64}
+    run = sk.sample(model, (4, 3), callback=lambda k, t, x: calls.append(k), progress=True, **options)
+    assert len(calls) == run.stats.steps
+    assert capsys.readouterr().err
+    assert torch.equal(sk.sample(model, (1, 3), first_id=3, **options).x[0], run.x[3])
+    assert sk.sample(model, (0, 3), **options).x.shape == (0, 3)
+    x_init = torch.zeros(2, 3, requires_grad=True)
+    assert sk.sample(model, (2, 3), sampler="rk45", x_init=x_init).x.requires_grad
+    with pytest.raises(sk.errors.NonFiniteError, match="sample 9 "):
+        sk.sample(failing(sk.VP(), [0]), (2, 3), first_id=9, **options)
+
+
 def test_failures_in_tiles_name_absolute_ids(device):
     model = failing(sk.VP(), [1])  # row 1 of each tile: ids 9, 17
     with pytest.raises(sk.errors.NonFiniteError, match="2 of 10 samples are not finite; first: sample 9 "):
@@ -277,6 +292,21 @@ def test_gradients_reach_x_init(name, device):
     h = 1e-5
     difference = (value(x + h * direction) - value(x - h * direction)) / (2 * h)
     assert float((gradient * direction).sum()) == pytest.approx(float(difference), rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "kernel-quadrature"])
+def test_gradients_and_given_states_in_tiles(name, device):
+    """x_init and its gradient through padded tiles that do not start at first_id."""
+    model = mixture().denoiser(sk.VP())
+    x = sk.VP().prior((11, 2), 5, dtype=torch.float64, device=device)
+    found = []
+    for size in (None, 4):
+        leaf = x.clone().requires_grad_()
+        run = sk.sample(model, (11, 2), sampler=name, steps=4, x_init=leaf, first_id=6, batch_size=size)
+        (gradient,) = torch.autograd.grad(run.x.square().sum(), leaf)
+        found.append((run.x.detach(), gradient))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("name", ["ddim", "kernel-quadrature", "ddpm", "heun"])
@@ -347,6 +377,31 @@ def test_a_network_may_return_another_precision(name, device):
     for out in (torch.float64, torch.bfloat16):
         model = sk.Denoiser(lambda x, t, out=out: (0.3 * x).to(out), sk.VP(), predicts="eps", data_std=1.0)
         assert sk.sample(model, (4, 3), sampler=name, steps=4, device=device).x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_that_works_in_place_is_refused(name, device):
+    """x.mul_(...) would change the state, or the caller's x_init, behind the plan's back."""
+    model = sk.Denoiser(lambda x, t: x.mul_(0.5), sk.VP(), predicts="x0", data_std=1.0)
+    with pytest.raises(ValueError, match=r"changed its input.* in place.*Likely cause.*Next.*x\.clone\(\)"):
+        sk.sample(model, (4, 3), sampler=name, steps=4, device=device)
+
+
+def test_no_more_is_held_than_the_method_needs():
+    """Registers are dropped after their last reader: ddim holds the state and one prediction."""
+    from sdekit.samplers.execute import Program
+
+    most = {}
+    for name in NAMES:
+        program = Program(sk.plan(name, sk.VP(), steps=30))
+        alive, most[name] = {"x[0]"}, 0
+        for line in program.lines:
+            alive.add(line.ins.out)
+            most[name] = max(most[name], len(alive))
+            alive -= set(line.dead)
+        assert alive == {"x[30]"}
+    assert most["ddim"] == most["ddpm"] == 3
+    assert max(most.values()) <= 12
 
 
 def test_modules_give_their_device_and_are_called_as_modules(device):

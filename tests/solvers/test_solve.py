@@ -479,6 +479,14 @@ def test_progress_and_callback(capsys: pytest.CaptureFixture[str], device: torch
     assert "100%" in capsys.readouterr().err
 
 
+def test_a_checkpointed_step_is_reported_once(device: torch.device) -> None:
+    """Not again when the backward pass runs it again."""
+    x0, ticks = X0.to(device).clone().requires_grad_(), []
+    out = solve(DECAY, x0, (0, 1), steps=9, gradient="checkpoint", callback=lambda k, t, x: ticks.append(k))
+    out.x.sum().backward()
+    assert ticks == list(range(1, 10))
+
+
 def test_state_given_is_not_overwritten(device: torch.device) -> None:
     x0 = X0.to(device)
     for solver in ("euler", "heun", "rk45"):
