@@ -32,13 +32,21 @@ class DDIM(Sampler):
         for i in range(path.steps):
             (_, alpha, sigma, *_), (_, ahead, clean, *_) = path[i], path[i + 1]
             _, v = path.back(i, i + 1)
-            c = self.eta * clean * sqrt(v) / sigma
-            if c > clean:
-                most = float(self.eta * clean / c)
-                raise ValueError(
-                    f"ddim with eta = {self.eta:g} would inject more noise than step {i} may hold "
-                    f"({float(c):.4g} > sigma = {float(clean):.4g}). Next: eta <= {most:.4g}."
-                )
-            keep = sqrt(clean * clean - c * c) / sigma
+            part = self.eta * sqrt(v) / sigma  # of the marginal's standard deviation
+            if part > 1:
+                if part > 1 + 1e-12:
+                    raise self._too_much(path, i)
+                part = 1.0
+            c = part * clean
+            keep = clean * sqrt(1 - part * part) / sigma
             yield path.evaluate(f"D[{i}]", state(i), i)
             yield step(i, [(keep, state(i)), (ahead - alpha * keep, f"D[{i}]")], [(c, i)])
+
+    def _too_much(self, path: Path, i: int) -> ValueError:
+        """The error for an eta beyond what step i, and the whole grid, can hold."""
+        filled = [sqrt(path.back(j, j + 1)[1]) / path[j].sigma for j in range(path.steps)]
+        most = 1 / max(float(part) for part in filled)
+        return ValueError(
+            f"ddim with eta = {self.eta:g} would inject more noise than step {i} of this grid may hold "
+            f"({float(self.eta * filled[i]):.4g} times the marginal's). Next: eta <= {most:.4g}."
+        )

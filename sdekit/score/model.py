@@ -231,7 +231,8 @@ class ExactDenoiser(Denoiser):
     """E[x0 | x_t] of a closed-form law: ``fn(x, alpha, sigma)``, with alpha and sigma exact in float64.
 
     Made by ``target.denoiser(process)``. fn gets floats, or float64 tensors (B,) for a time per row,
-    and returns the shape of x.
+    and returns the shape of x. score_fn, of the same form, is the score; without it the score and eps come
+    from fn as (alpha fn - x)/sigma^2, which loses digits where sigma is small.
     """
 
     row_invariant: ClassVar[bool] = True
@@ -245,19 +246,36 @@ class ExactDenoiser(Denoiser):
         data_spread: float | None = None,
         event_shape: Sequence[int] | None = None,
         target: object = None,
+        score_fn: Callable[[Tensor, Any, Any], Tensor] | None = None,
     ) -> None:
         super().__init__(lambda x, t: x, process, predicts="x0", data_std=data_std, data_spread=data_spread)
         self.fn = fn
         self.event_shape = None if event_shape is None else tuple(event_shape)
         self.target = target
+        self.score_fn = score_fn
 
-    def native(self, x: Tensor, node: Node, t: Tensor | None = None) -> Tensor:
-        """E[x0 | x_t = x] at the node's own alpha and sigma."""
+    def evaluate(
+        self, kind: str, x: Tensor, node: Node, t: Tensor | None = None, data_std: float | None = None
+    ) -> Tensor:
+        """As `Denoiser.evaluate`; the score and eps = -sigma score straight from ``score_fn``."""
+        sigma = node.sigma
+        clean = not isinstance(sigma, Tensor) and sigma == 0
+        if self.score_fn is None or kind not in ("score", "eps") or clean:
+            return super().evaluate(kind, x, node, t, data_std)
+        self._check_event(x)
+        score = check_output(self.score_fn(x, node.alpha, sigma), x, "the closed-form score")
+        return score if kind == "score" else _affine(0.0, x, -sigma, score)
+
+    def _check_event(self, x: Tensor) -> None:
         if self.event_shape is not None and tuple(x.shape[1:]) != self.event_shape:
             raise ShapeError(
                 f"x must have shape (B, {', '.join(map(str, self.event_shape))}), the event shape of "
                 f"{self.target!r}, got {tuple(x.shape)}. Next: pass shape=(n, *target.event_shape)."
             )
+
+    def native(self, x: Tensor, node: Node, t: Tensor | None = None) -> Tensor:
+        """E[x0 | x_t = x] at the node's own alpha and sigma."""
+        self._check_event(x)
         return check_output(self.fn(x, node.alpha, node.sigma), x, "the closed-form denoiser")
 
     def __repr__(self) -> str:

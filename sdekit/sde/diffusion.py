@@ -42,7 +42,11 @@ class VE(GaussianDiffusion):
         return math.log(self.sigma_max) - math.log(self.sigma_min)
 
     def _sigma(self, t: Tensor) -> Tensor:
-        return torch.pow(self.sigma_min, 1.0 - t) * torch.pow(self.sigma_max, t)
+        inside = torch.exp(math.log(self.sigma_min) * (1.0 - t) + math.log(self.sigma_max) * t)
+        # An exponential of a logarithm is off by an ulp; the correction makes both ends exact.
+        rounding = torch.where(t == 0, self.sigma_min - inside, torch.zeros_like(t))
+        rounding = torch.where(t == 1, self.sigma_max - inside, rounding)
+        return inside + rounding.detach()
 
     @coefficient
     def alpha(self, t: Tensor) -> Tensor:

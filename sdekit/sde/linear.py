@@ -86,8 +86,9 @@ class LinearSDE(SDE):
 
         Phi = exp(A h), offset = int_0^h exp(A u) b du, cov = int_0^h exp(A u) L L^T exp(A u)^T du, the three
         integrals of Van Loan 1978, IEEE TAC 23(3), theorem 1: Taylor series over r = h / 2^k with
-        |A| r <= 1/2, then k doublings of Phi - I, offset and cov, so that stiff, unstable and singular A
-        lose no digits and the size of b and L does not matter.
+        |A| r <= 1/2, then k doublings of Phi - I, offset and cov, so that offset and cov of stiff, unstable
+        and singular A lose no digits and the size of b and L does not matter. Phi holds absolute precision:
+        a decay below 1e-16 is 0.
         """
         if not (h >= 0 and math.isfinite(h)):
             raise ValueError(f"the elapsed time must be finite and >= 0, got {h}.")

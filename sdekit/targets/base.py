@@ -153,6 +153,7 @@ class Target(ABC):
             data_spread=self.data_spread,
             event_shape=self.event_shape,
             target=self,
+            score_fn=lambda x, alpha, sigma: self._field(self._score_at, x, alpha, sigma),
         )
 
     def marginal(self: Self, process: GaussianDiffusion, t: float) -> Self:

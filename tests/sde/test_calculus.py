@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdekit.sde import SDE, LinearSDE
+from sdekit.sde import ODE, SDE, LinearSDE
 
 from .processes import F64
 
@@ -122,3 +122,20 @@ def test_claims_are_held():
             check(mixing, x, 0.0)
     SDE(still, lambda x, t: torch.exp(x), noise_type="diagonal").validate(x, 0.0)
     SDE(still, lambda x, t: torch.ones(3), noise_type="additive").validate(x, 0.0)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, F64])
+def test_user_code_gets_tensors_and_may_return_numbers(kind):
+    """t arrives in x's dtype with all its digits; a diffusion of 0.1 is 0.1 in x's dtype."""
+    seen = []
+
+    def drift(x, t):
+        seen.append(t)
+        return 0.0 * x
+
+    x = torch.ones(2, 3, dtype=kind)
+    for system in (SDE(drift, lambda x, t: 0.1), ODE(drift)):
+        system.drift(x, 0.1)
+        assert (seen[-1].shape, seen[-1].dtype) == ((), kind)
+        assert torch.equal(seen[-1], torch.tensor(0.1, dtype=kind))
+    assert torch.equal(SDE(drift, lambda x, t: 0.1).noise_field(x, 0.0), torch.full((2, 3), 0.1, dtype=kind))

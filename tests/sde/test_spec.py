@@ -82,3 +82,12 @@ def test_errors_name_the_way_out():
         from_spec({"name": "VPP"})
     with pytest.raises(ValueError, match=r"spec of 'VP' does not fit its class: .*gamma"):
         from_spec({"name": "VP", "gamma": 1})
+
+
+def test_a_users_class_does_not_replace_one_of_ours():
+    class VE(GaussianDiffusion):
+        pass
+
+    with pytest.raises(TypeError, match="another process is named 'VE'. Next: rename"):
+        VE().spec()
+    assert repr(from_spec({"name": "VE"})) == "VE(sigma_min=0.01, sigma_max=50.0)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from sdekit.sde import ODE, SubVP, probability_flow
 from sdekit.solution import Status
 from sdekit.solvers import Controller, DormandPrince, Euler, Heun, Interval, RungeKutta, solve
+from sdekit.solvers.control import first_step
 from sdekit.solvers.rows import rms
 from sdekit.solvers.tableaus import DORMAND_PRINCE, HEUN
 from tests.solvers.problems import GaussianFlow, nonlinear, slope
@@ -157,6 +159,18 @@ def test_compaction_leaves_finished_samples_out(device: torch.device) -> None:
     assert torch.equal(*ends)
     assert rows[-1] == 1
     assert rows.count(1) > rows.count(2) / 4
+
+
+def test_starting_step(device: torch.device) -> None:
+    """x' = -k x from 1: h0 = 0.01/k, |f'| = k^2, h = (0.01/max(|f|, |f'|))^(1/5), norm over 2e-5, per row"""
+    k = torch.tensor([[1.0], [100.0], [1e-3]], dtype=torch.float64, device=device)
+    x, t = torch.ones_like(k), torch.zeros(3, dtype=torch.float64, device=device)
+    ode = ODE(lambda x, t: -k * x)
+    for span in (9.0, -9.0):
+        h = first_step(ode, x, -k * x, t, span, 5, 1e-5, 1e-5)
+        tops = (5e4, 5e8, 50)
+        np.testing.assert_allclose(h, [math.copysign((0.01 / top) ** 0.2, span) for top in tops], rtol=1e-9)
+    np.testing.assert_allclose(first_step(ode, x, -k * x, t, 0.01, 5, 1e-5, 1e-5)[2], 0.01)
 
 
 @given(st.lists(st.integers(1, 9), min_size=0, max_size=3), st.integers(1, 6))
