@@ -1,0 +1,104 @@
+"""Paired timings on machines that are shared, and the stamp that goes with every figure.
+
+Candidates are timed in turn within each repetition, so that a busy spell hits all of them; ratios are
+formed within repetitions. Reported: the minimum, the time nearest to an idle machine, and median and
+quartiles of the ratios, which say how far to trust it.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["compare", "stamp"]
+
+
+def _seconds(fn: Callable[[], Any], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        fn()
+    return (time.perf_counter() - start) / calls
+
+
+def compare(
+    candidates: Mapping[str, Callable[[], Any]], *, repetitions: int = 31, slice_seconds: float = 0.02
+) -> dict[str, dict[str, float]]:
+    """Time the candidates against the first of them.
+
+    Returns name -> {"best_us", "median_us"} and, for all but the first, "ratio" (median over repetitions of
+    the time of the first over its own: how many times faster it is), "ratio_low" and "ratio_high"
+    (quartiles), "ratio_best" (of the minima). Each candidate runs for about ``slice_seconds`` per repetition.
+    """
+    calls: dict[str, int] = {}
+    for name, fn in candidates.items():
+        fn()  # compiles, allocates
+        once = min(_seconds(fn, 1) for _ in range(3))
+        calls[name] = max(1, round(slice_seconds / max(once, 1e-7)))
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for repetition in range(repetitions):
+            for name in names if repetition % 2 else reversed(names):
+                times[name].append(_seconds(candidates[name], calls[name]))
+    finally:
+        if collecting:
+            gc.enable()
+    first = times[names[0]]
+    out: dict[str, dict[str, float]] = {}
+    for name, own in times.items():
+        row = {"best_us": 1e6 * min(own), "median_us": 1e6 * statistics.median(own)}
+        if name != names[0]:
+            ratios = [a / b for a, b in zip(first, own, strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            row |= {
+                "ratio": middle,
+                "ratio_low": low,
+                "ratio_high": high,
+                "ratio_best": min(first) / min(own),
+            }
+        out[name] = {key: float(f"{value:.4g}") for key, value in row.items()}
+    return out
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def stamp() -> dict[str, Any]:
+    """Where and when: processor, cores, instruction set, load, versions, date."""
+    packages = ("sdekit", "torch", "numba", "numpy", "scipy")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+        "load": [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        **{package: _version(package) for package in packages},
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }

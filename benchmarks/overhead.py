@@ -1,0 +1,136 @@
+"""What the library costs beside the network, a certificate, and its import.
+
+- `sample` at 1 x 16, eager, one thread: time a step beyond the network's own calls, with the plan made
+  beforehand and by name (planning included), 50 steps. Wanted: under 60 us.
+- `certify` of a 64-dimensional Gaussian, 50 steps, planning included. Wanted: under 50 ms.
+- `import sdekit` against `import torch`, fresh interpreters in turn. Wanted: under 1.5 times.
+
+The first two run on one thread and are timed in CPU seconds of that thread, which on an idle machine is wall
+time, and on a shared one does not count the others' turns. Best and median over interleaved repetitions.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sdekit as sk
+from sdekit.samplers.registry import SAMPLERS
+
+SHAPE = (1, 16)
+STEPS = 50
+GATED = ("kernel-quadrature", "ddim", "euler-maruyama")
+WANTED = {"step_us": 60.0, "certificate_ms": 50.0, "import_ratio": 1.5}
+
+
+def _cpu_us(candidates: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, dict[str, float]]:
+    """name -> {"best", "median"} CPU microseconds of a call on this thread, slices of 20 ms in turn."""
+    calls: dict[str, int] = {}
+    for name, fn in candidates.items():
+        fn()
+        start = time.thread_time()
+        fn()
+        calls[name] = max(1, round(0.02 / max(time.thread_time() - start, 1e-7)))
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    gc.disable()
+    try:
+        for _ in range(repetitions):
+            for name, fn in candidates.items():
+                start = time.thread_time()
+                for _ in range(calls[name]):
+                    fn()
+                times[name].append(1e6 * (time.thread_time() - start) / calls[name])
+    finally:
+        gc.enable()
+    return {name: {"best": min(own), "median": statistics.median(own)} for name, own in times.items()}
+
+
+def _network(x: Tensor, t: Tensor) -> Tensor:
+    return x
+
+
+def _steps() -> list[dict[str, Any]]:
+    """For each sampler the microseconds a step beyond the network: planned, and by name."""
+    process = sk.VP()
+    model = sk.Denoiser(_network, process, predicts="eps", data_std=1.0)
+    x, t = torch.zeros(SHAPE), torch.zeros(SHAPE[0])
+    candidates: dict[str, Any] = {"network": lambda: _network(x, t)}
+    plans = {name: sk.plan(name, process, steps=STEPS) for name in SAMPLERS}
+    for name, plan in plans.items():
+        candidates[f"{name}, planned"] = lambda plan=plan: sk.sample(model, SHAPE, sampler=plan)
+        candidates[f"{name}, by name"] = lambda name=name: sk.sample(model, SHAPE, sampler=name, steps=STEPS)
+    times = _cpu_us(candidates, 15)
+    rows = []
+    for name, plan in plans.items():
+        row: dict[str, Any] = {"sampler": name, "evaluations": plan.nfe}
+        for how in ("planned", "by name"):
+            for which in ("best", "median"):
+                total = times[f"{name}, {how}"][which] - plan.nfe * times["network"][which]
+                row[f"{how}, {which} us/step"] = round(total / STEPS, 1)
+        rows.append(row)
+    return rows
+
+
+def _certificates() -> dict[str, dict[str, float]]:
+    """Milliseconds a certificate, D = 64, 50 steps."""
+    variance = torch.logspace(0, -3, 64, dtype=torch.float64)
+    target, process = sk.Gaussian(torch.zeros(64, dtype=torch.float64), variance=variance), sk.VP()
+    names = [name for name in SAMPLERS if sk.plan(name, process, steps=1).affine]
+    times = _cpu_us(
+        {name: lambda name=name: sk.certify(name, target, process, steps=STEPS) for name in names}, 9
+    )
+    return {name: {f"{which}_ms": round(row[which] / 1e3, 2) for which in row} for name, row in times.items()}
+
+
+def _imports(pairs: int = 9) -> dict[str, float]:
+    """Wall seconds of fresh interpreters that import torch, and sdekit, in turn."""
+
+    def seconds(module: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        return time.perf_counter() - start
+
+    for module in ("torch", "sdekit"):
+        seconds(module)  # byte code, file cache
+    base, own = zip(*((seconds("torch"), seconds("sdekit")) for _ in range(pairs)), strict=True)
+    low, middle, high = statistics.quantiles([b / a for a, b in zip(base, own, strict=True)], n=4)
+    figures = {
+        "torch_s": min(base),
+        "sdekit_s": min(own),
+        "ratio": middle,
+        "ratio_low": low,
+        "ratio_high": high,
+        "ratio_best": min(own) / min(base),
+    }
+    return {key: float(f"{value:.4g}") for key, value in figures.items()}
+
+
+def run() -> dict[str, Any]:
+    """{"table": microseconds a step, "certificates": milliseconds, "import": ..., "wanted", "met"}."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        steps, certificates = _steps(), _certificates()
+    finally:
+        torch.set_num_threads(before)
+    imports = _imports()
+    worst = {row["sampler"]: row["planned, best us/step"] for row in steps}
+    return {
+        "table": steps,
+        "certificates": certificates,
+        "import": imports,
+        "wanted": WANTED,
+        "met": {
+            "step": {name: worst[name] < WANTED["step_us"] for name in GATED},
+            "certificate": all(c["best_ms"] < WANTED["certificate_ms"] for c in certificates.values()),
+            "import": imports["ratio"] < WANTED["import_ratio"],
+        },
+    }
