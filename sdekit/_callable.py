@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -22,4 +23,6 @@ def callable_module(name: str, fn: Callable[..., Any]) -> None:
             return fn(*args, **kwargs)
 
     CallableModule.__call__.__doc__ = fn.__doc__
-    sys.modules[name].__class__ = CallableModule
+    module = sys.modules[name]
+    module.__class__ = CallableModule
+    module.__signature__ = inspect.signature(fn)  # type: ignore[attr-defined]

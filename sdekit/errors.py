@@ -31,8 +31,11 @@ __all__ = [
     "UnknownNameError",
     "check_argument_order",
     "check_count",
+    "check_first_id",
     "check_output",
+    "check_positive",
     "check_state",
+    "check_state_time",
     "check_time",
     "unknown_name",
 ]
@@ -165,6 +168,30 @@ def check_time(t: object, name: str = "t") -> None:
         )
 
 
+def check_state_time(x: object, t: object, call: str) -> torch.Tensor:
+    """The state of a method (x, t), numpy arrays as tensors; swapped arguments are named as such.
+
+    Raises ArgumentOrderError when x is a number where t has axes, ShapeError for an x without axes.
+    """
+    state = x if isinstance(x, torch.Tensor) else torch.as_tensor(x)
+    if state.ndim == 0 and getattr(t, "ndim", 0) > 0:
+        raise ArgumentOrderError(
+            f"{call} takes (x, t), state first, got a number for x and shape "
+            f"{tuple(t.shape)} for t. Likely cause: swapped arguments. Next: {call}(x, t)."  # type: ignore[attr-defined]
+        )
+    if state.ndim == 0:
+        raise ShapeError(f"{call}: x must have shape (B, *event), got a number. Next: x.reshape(1, 1).")
+    return state
+
+
+def check_first_id(first_id: object, samples: int) -> int:
+    """A first sample id with room for ``samples`` ids below 2^63. Raises ValueError."""
+    first = check_count(first_id, "first_id", minimum=0)
+    if first + samples > 2**63:
+        raise ValueError(f"first_id must leave room for {samples} ids below 2^63, got {first}.")
+    return first
+
+
 def check_count(value: object, name: str, minimum: int = 1) -> int:
     """A whole number of at least ``minimum``. Raises ValueError."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -186,9 +213,12 @@ def check_positive(value: float, name: str) -> float:
 def check_output(out: object, x: torch.Tensor, role: str) -> torch.Tensor:
     """A network's or drift's output must have the state's shape. Raises ShapeError."""
     if not isinstance(out, torch.Tensor):
+        cause, action = "the network returns a tuple or an output object", "wrap it and return the tensor"
+        if type(out).__module__ == "numpy":
+            cause, action = "a function written in numpy", "sdekit.numpy_score(fn) wraps it"
         raise ShapeError(
             f"{role} must return a tensor of shape {tuple(x.shape)}, got {type(out).__name__}. Likely "
-            f"cause: the network returns a tuple or an output object. Next: wrap it and return the tensor."
+            f"cause: {cause}. Next: {action}."
         )
     if out.shape != x.shape:
         cause = "a missing reshape, or a time of shape () broadcast against the batch"

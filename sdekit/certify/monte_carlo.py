@@ -65,8 +65,8 @@ def certify_monte_carlo(
 
         W2^2 = sum_i (mean_i - m_i)^2 - var_i/n + (std_i - sqrt(c_i))^2 - var(std_i)
 
-    over eigendirections i, debiased by the sampling variances (to order 1/n near agreement); the interval is the jackknife's over
-    ``blocks`` blocks with Student's t. Arguments as in `certify`.
+    over eigendirections i, debiased by the sampling variances (to order 1/n near agreement); the
+    interval is the jackknife's over ``blocks`` blocks with Student's t. Arguments as in `certify`.
     """
     blocks = check_count(blocks, "blocks", 2)
     n = max(check_count(samples, "samples"), 4 * blocks) // blocks * blocks

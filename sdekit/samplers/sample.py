@@ -10,7 +10,7 @@ from operator import index
 import torch
 from torch import Tensor
 
-from sdekit.errors import ShapeError, check_count, check_state
+from sdekit.errors import ShapeError, check_first_id, check_state
 from sdekit.noise import Noise, Philox, Recorded, as_noise
 from sdekit.samplers.base import Sampler
 from sdekit.samplers.build import GridLike, as_grid, check_initial, plan, same_schedule
@@ -112,6 +112,7 @@ def sample(
                         "save do not apply. Next: sdekit.solve(sdekit.probability_flow(process, model), ...) "
                         "takes rtol, atol and save_at."
                     )
+            first_id = check_first_id(first_id, shape[0])
             return _adaptive(
                 model, shape, end, eta, source, first_id, x_init, dtype, device, progress, callback, throw
             )
@@ -121,7 +122,7 @@ def sample(
             prepare(made, model.predicts, model.data_std),
             source,
             shape,
-            check_count(first_id, "first_id", 0),
+            check_first_id(first_id, shape[0]),
             dtype,
             device,
             x_init,

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from sdekit._typing import Field, Number
-from sdekit.errors import ShapeError, check_argument_order, check_output, check_positive, unknown_name
+from sdekit.errors import (
+    ShapeError,
+    check_argument_order,
+    check_output,
+    check_positive,
+    check_state_time,
+    unknown_name,
+)
 from sdekit.score.predictions import KINDS, Node, conversion
 from sdekit.sde.gaussian import GaussianDiffusion
 from sdekit.sde.preserving import DiscreteVP
@@ -92,6 +99,11 @@ class Denoiser:
             raise unknown_name("prediction", predicts, PREDICTS)
         if isinstance(time, str) and time not in TIMES:
             raise unknown_name("time convention", time, TIMES)
+        if time == "index" and process.t_max != 1.0 and not isinstance(process, DiscreteVP):
+            raise ValueError(
+                f"time='index' is 999 t on processes of unit time and the position in the table on "
+                f"DiscreteVP; {process!r} is neither. Next: time='t', 'sigma', or a callable of t."
+            )
         if data_std is None and data_spread is not None:
             raise ValueError("data_spread was given without data_std. Next: pass both, or neither.")
         if predicts == "edm" and data_std is None:
@@ -166,6 +178,7 @@ class Denoiser:
 
     def predict(self, kind: str, x: Tensor, t: Number) -> Tensor:
         """``kind`` at x (B, *event) and t: a float, shape () or (B,)."""
+        x = check_state_time(x, t, kind)
         node = self.node(t)
         if isinstance(node.t, Tensor) and node.t.ndim == 0:
             node = Node(*(float(value) for value in node))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._typing import Number
-from sdekit.errors import EndpointError, ShapeError, check_count
+from sdekit.errors import EndpointError, ShapeError, check_count, check_state_time
 from sdekit.noise import Noise, as_noise
 from sdekit.sde.base import SDE
 from sdekit.sde.coefficients import (
@@ -198,10 +198,12 @@ class GaussianDiffusion(SDE):
 
     def drift(self, x: Tensor, t: Number) -> Tensor:
         """f(t) x, (B, *event); t: () or (B,). Raises EndpointError where alpha = 0."""
+        x = check_state_time(x, t, "drift")
         return over_event(self._finite(self.drift_coefficient(t), t, "drift"), x) * x
 
     def diffusion(self, x: Tensor, t: Number) -> Tensor:
         """g(t), expanded to x's shape; t: () or (B,). Raises EndpointError where alpha = 0."""
+        x = check_state_time(x, t, "diffusion")
         square = self._finite(self.diffusion_squared(t), t, "diffusion")
         return over_event(torch.sqrt(square), x).to(x.device).expand(x.shape)
 
@@ -213,6 +215,7 @@ class GaussianDiffusion(SDE):
 
     def marginal(self, x0: Tensor, t: Number) -> Normal:
         """Law of x_t given clean data, N(alpha x0, sigma^2 I). x0: (B, *event); t: () or (B,)."""
+        x0 = check_state_time(x0, t, "marginal")
         time = as_tensor(t, "t").to(torch.float64)
         mean = over_event(self.alpha(time), x0) * x0
         return Normal(mean, over_event(self.sigma(time), x0).to(x0.device))
@@ -225,6 +228,7 @@ class GaussianDiffusion(SDE):
         x: (B, *event); s, t: () or (B,). For VE it differs from `marginal` even at s = 0.
         Raises DirectionError for s > t.
         """
+        x = check_state_time(x, t, "transition")
         start, end = (as_tensor(u, name).to(torch.float64) for u, name in ((s, "s"), (t, "t")))
         check_forward(start, end)
         same = start == end

@@ -69,13 +69,15 @@ class Controller:
 
     With err the norm of the step just tried, err_before that of the last good one, a = 1/q - 0.75 b and
     q the order of the error estimate plus one. After a rejection h' <= h, and err_before is not used.
-    b = 0 is the integral controller. Gustafsson 1991; Hairer and Wanner 1996, IV.2, equation 2.43c.
+    b = 0 is the integral controller. Growth is bounded at 3: the estimate of a single sample in few
+    dimensions can vanish by accident, and the step after it must not be ten times longer.
+    Gustafsson 1991; Hairer and Wanner 1996, IV.2, equation 2.43c.
     """
 
     safety: float = 0.9
     b: float = 0.04
     least: float = 0.2
-    most: float = 10.0
+    most: float = 3.0
 
     def factor(self, error: Floats, before: Floats, rejected_before: Any, order: int) -> Floats:
         """h'/h (B,), from the norms (B,), whether the step before was rejected (B,) and q = ``order``."""

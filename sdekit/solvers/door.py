@@ -228,6 +228,11 @@ def fixed_grid(span: Floats, steps: Any, dt: Any, save: Floats, slack: float) ->
         if not (length > 0 and math.isfinite(length)):
             raise ValueError(f"dt must be finite and > 0 in either direction of time, got {dt}.")
         exact = abs(t1 - t0) / length
+        if exact > 1e9:
+            raise ValueError(
+                f"dt = {dt} cuts the span into {exact:.3g} steps, more than 1e9. Likely cause: dt in other "
+                f"units than the span. Next: a larger dt, or an adaptive solver."
+            )
         count = max(round(exact) if abs(exact - round(exact)) < 1e-9 * exact else math.ceil(exact), 1)
         nodes = t0 + math.copysign(length, t1 - t0) * np.arange(count + 1, dtype=np.float64)
         nodes[-1] = t1

@@ -36,7 +36,14 @@ class Counted:
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
+        before = None if x.is_inference() else x._version
         out = self.system.drift(x, t)
+        if before is not None and x._version != before:
+            raise ValueError(
+                "drift changed its input x in place, and x is the state of the run. Likely cause: an "
+                "in-place operation (x.mul_, x += ...). Next: make it out of place, or wrap it: "
+                "lambda x, t: drift(x.clone(), t)."
+            )
         if self.calls == 1:
             check_output(out, x, "drift")
             if out.dtype != x.dtype:

@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit.errors import NonFiniteError, SolveError, check_count, check_state, unknown_name
+from sdekit.errors import (
+    NonFiniteError,
+    SolveError,
+    check_count,
+    check_first_id,
+    check_state,
+    unknown_name,
+)
 from sdekit.noise.source import TorchNoise, as_noise
 from sdekit.sde.base import ODE, SDE
 from sdekit.solution import Solution, Stats, Status
@@ -150,7 +157,7 @@ def solve(
         grid=None if stepping else fixed_grid(ts, steps, dt, save, slack),
         save=save,
         noise=source,
-        ids=first_id + torch.arange(x.shape[0], device=x.device),
+        ids=check_first_id(first_id, x.shape[0]) + torch.arange(x.shape[0], device=x.device),
         rtol=tolerances[0],
         atol=tolerances[1],
         max_steps=check_count(max_steps, "max_steps"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdekit._typing import Field, Number
-from sdekit.errors import ShapeError, check_count
+from sdekit.errors import ShapeError, check_count, check_state_time
 from sdekit.score.model import ExactDenoiser
 from sdekit.targets._moments import Moments
 
@@ -139,6 +139,7 @@ class Target(ABC):
         """grad log p_t as a function of x (B, *event) and t, a number, shape () or (B,)."""
 
         def score(x: Tensor, t: Number) -> Tensor:
+            x = check_state_time(x, t, "score")
             time = torch.as_tensor(t, dtype=torch.float64)
             return self._field(self._score_at, x, process.alpha(time), process.sigma(time))
 
@@ -179,6 +180,7 @@ class Target(ABC):
         return x.reshape(len(x), self.dimension).to(torch.float64)
 
     def _field(self, fn: Any, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
+        x = torch.as_tensor(x)
         flat = self._flat(x := torch.as_tensor(x))
         out: Tensor = fn(flat, _per_row(alpha, x, "alpha"), _per_row(sigma, x, "sigma"))
         return out.reshape(x.shape).to(x.dtype)

@@ -217,7 +217,7 @@ def _from_cov(cov: Any) -> tuple[Tensor, Tensor]:
 
 
 def _from_eigen(values: Any, basis: Any) -> tuple[Tensor, Tensor]:
-    w, v = as_float64(values, "eigenvalues"), as_float64(basis, "basis")
+    w, v = as_float64(values, "eigenvalues").clone(), as_float64(basis, "basis").clone()
     if w.ndim != 1 or v.shape != (len(w), len(w)):
         raise ShapeError(
             f"eigen must be (values (D,), basis (D, D)), got shapes {tuple(w.shape)} and {tuple(v.shape)}."

@@ -202,7 +202,7 @@ def test_rounding_at_the_ends_is_forgiven():
 
 
 def test_times_that_cannot_be_read_give_nan():
-    """Under vmap (and on an accelerator) nothing is synchronised: outside times are NaN, ends are forgiven."""
+    """Under vmap (and on an accelerator) no value is read: outside is NaN, ends are forgiven."""
     out = torch.func.vmap(Cosine().alpha)(torch.tensor([-0.2, 0.5, 1.0 + 1e-9, 1.2, math.nan], dtype=F64))
     assert torch.isnan(out).tolist() == [True, False, False, True, True]
     assert float(out[2]) == 0.0

@@ -88,6 +88,6 @@ def test_a_users_class_does_not_replace_one_of_ours():
     class VE(GaussianDiffusion):
         pass
 
-    with pytest.raises(TypeError, match="another process is named 'VE'. Next: rename"):
+    with pytest.raises(TypeError, match=r"another process is named 'VE'. Next: rename"):
         VE().spec()
     assert repr(from_spec({"name": "VE"})) == "VE(sigma_min=0.01, sigma_max=50.0)"
