@@ -1,0 +1,129 @@
+"""What the demo shows: tables, pictures, and the figures for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from sdekit import plot
+from sdekit.certify import Certificate, MonteCarloCertificate
+from sdekit.cli.quality import Quality
+from sdekit.matching import FitResult
+from sdekit.score import Denoiser
+from sdekit.solution import Solution
+from sdekit.targets import Gaussian
+
+__all__ = ["Curves", "certificate_table", "draw_certificates", "draw_digits", "sample_table", "summary"]
+
+Curves: TypeAlias = "dict[str, dict[int, Certificate | MonteCarloCertificate]]"
+"""Certificates by sampler and by budget of evaluations."""
+
+
+def sample_table(runs: dict[str, Solution], quality: dict[str, Quality]) -> Table:
+    """One line a run, and one for real digits."""
+    table = Table(caption="legible: the five nearest training digits agree. nearest: distance to the first.")
+    for title in ("sampler", "evaluations", "seconds", "energy distance", "legible", "nearest"):
+        table.add_column(title, justify="left" if title == "sampler" else "right", no_wrap=title == "sampler")
+    for name, solution in runs.items():
+        q, stats = quality[name], solution.stats
+        figures = (f"{stats.seconds:.2f}", f"{q.energy:.3f}", f"{q.legible:.0%}", f"{q.nearest:.2f}")
+        table.add_row(name.partition(",")[0], str(stats.nfe), *figures)
+    q = next(iter(quality.values()))
+    table.add_section()
+    real = (f"< {q.energy_floor:.3f}", f"{q.legible_real:.0%}", f"{q.nearest_real:.2f}")
+    table.add_row("(real digits)", "", "", *real)
+    return table
+
+
+def certificate_table(curves: Curves, budgets: tuple[int, ...]) -> Table:
+    """W2 to the data law, samplers in the order of their error at the largest budget."""
+    table = Table(caption="W2 to the data law. ±: Monte Carlo, 95 %. (n): evaluations used, if fewer.")
+    table.add_column("sampler", no_wrap=True)
+    for n in budgets:
+        table.add_column(f"{n} evaluations", justify="right")
+    for name, line in sorted(curves.items(), key=lambda item: item[1][budgets[-1]].w2):
+        table.add_row(name, *(_cell(line[n], n) for n in budgets))
+    return table
+
+
+def _cell(c: Certificate | MonteCarloCertificate, budget: int) -> str:
+    used = "" if c.plan.nfe == budget else f" ({c.plan.nfe})"
+    if isinstance(c, MonteCarloCertificate):
+        return f"{c.w2:.2f} ± {(c.high - c.low) / 2:.2f}{used}"
+    return f"{c.w2:.4f}{used}"
+
+
+def draw_digits(path: Path, held: Tensor, runs: dict[str, Solution]) -> None:
+    """Real digits beside those of each run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 9.5), layout="constrained")
+    axes = figure.subplots(2, 2).ravel()
+    count = len(next(iter(runs.values())).x)
+    plot.image_grid(held[:count], axes[0], title="real digits, held out from training")
+    for ax, (name, solution) in zip(axes[1:], runs.items(), strict=True):
+        sampler, stats = name.partition(",")[0], solution.stats
+        title = f"samples: {sampler}, {stats.nfe} evaluations, {stats.seconds:.2g} s"
+        plot.image_grid(solution.x, ax, title=title)
+    figure.savefig(path, dpi=110)
+
+
+def draw_certificates(path: Path, curves: Curves) -> None:
+    """Exact W2 against evaluations, one line a sampler."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 5.4), layout="constrained")
+    lines = [{c.plan.nfe: c for c in line.values()}.values() for line in curves.values()]
+    ax = plot.certificate([c for line in lines for c in line], figure.subplots())
+    ax.set_title("Exact error of every sampler on the Gaussian with the digits' covariance")
+    figure.savefig(path, dpi=130)
+
+
+def summary(
+    result: FitResult,
+    model: Denoiser,
+    runs: dict[str, Solution],
+    quality: dict[str, Quality],
+    target: Gaussian,
+    curves: Curves,
+) -> dict[str, Any]:
+    """Every figure, for JSON."""
+    last = result.losses[-max(len(result.losses) // 10, 1) :]
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "training": {
+            "process": model.process.spec(),
+            "predicts": model.predicts,
+            "parameters": result.parameters,
+            "steps": len(result.losses),
+            "seconds": result.seconds,
+            "loss": float(last.mean()),
+            "held_out_steps": result.held_out_steps.tolist(),
+            "held_out": result.held_out.tolist(),
+            "data_std": model.data_std,
+            "data_spread": model.data_spread,
+        },
+        "samples": {
+            name: {"nfe": s.stats.nfe, "seconds": s.stats.seconds, **asdict(quality[name])}
+            for name, s in runs.items()
+        },
+        "target": {
+            "dimension": target.dimension,
+            "data_std": target.data_std,
+            "data_spread": target.data_spread,
+        },
+        "certificates": {name: [_figures(c) for c in line.values()] for name, line in curves.items()},
+    }
+
+
+def _figures(c: Certificate | MonteCarloCertificate) -> dict[str, Any]:
+    if isinstance(c, MonteCarloCertificate):
+        return {"nfe": c.plan.nfe, "w2": c.w2, "low": c.low, "high": c.high, "confidence": c.confidence}
+    parts = {name: getattr(c, name).norm for name in ("initial", "discretization", "truncation")}
+    return {"nfe": c.plan.nfe, "w2": c.w2, "kl": c.kl, **parts}
