@@ -97,7 +97,7 @@ def test_nothing_is_exported_that_is_not_there():
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_signatures_are_the_design_s(name):
+def test_signatures_are_the_declared_ones(name):
     parameters = inspect.signature(getattr(sk, name)).parameters
     positional, _, keywords = (part.split() for part in SIGNATURES[name].partition("*"))
     if not keywords:
@@ -110,7 +110,7 @@ def test_signatures_are_the_design_s(name):
         assert parameters[key].default == value, key
 
 
-def test_certify_has_the_design_s_signature():
+def test_certify_has_the_declared_signature():
     from sdekit.certify.exact import certify
 
     parameters = inspect.signature(certify).parameters
@@ -120,7 +120,7 @@ def test_certify_has_the_design_s_signature():
     assert parameters["against"].default == "data"
 
 
-def test_processes_have_the_design_s_methods_and_defaults():
+def test_processes_have_the_declared_methods_and_defaults():
     methods = words("alpha sigma half_log_snr t_of_half_log_snr drift diffusion marginal transition prior")
     spans = {
         "VP": (1e-3, 1),
@@ -138,7 +138,7 @@ def test_processes_have_the_design_s_methods_and_defaults():
     assert (sk.VP().beta_min, sk.VP().beta_max) == (0.1, 20.0)
 
 
-def test_targets_have_the_design_s_methods():
+def test_targets_have_the_declared_methods():
     methods = words("sample log_prob score denoiser marginal posterior data_std data_spread")
     for cls in (sk.Gaussian, sk.GaussianMixture, sk.Empirical):
         assert all(hasattr(cls, method) for method in methods)

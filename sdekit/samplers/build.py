@@ -102,9 +102,10 @@ def plan(
     data_spread = data_std if data_spread is None else check_positive(data_spread, "data_spread")
     tail = 1 if end == "clean" else 0
 
-    # A frozen process cannot change under the cache; one of the user's own may.
-    frozen = getattr(type(process), "__dataclass_params__", None)
-    make = _cached_build if frozen is not None and frozen.frozen else _build
+    # Processes and samplers of this package are numbers, and cannot change under the cache. The user's own may:
+    # they may hold lists or tensors.
+    ours = all(type(part).__module__.startswith("sdekit.") for part in (process, method))
+    make = _cached_build if ours else _build
 
     def build(n: int) -> Plan:
         return make(method, process, layout, n, end, data_std, data_spread, finite)

@@ -81,7 +81,8 @@ class Program:
         wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
         if wide not in self._weights:
             floats = [w for line in self.lines if isinstance(line.ins, Combine) for w in line.fields[1]]
-            self._weights[wide] = list(torch.tensor(floats, dtype=wide).unbind())
+            with torch.inference_mode(False):  # kept for later runs, which may want gradients
+                self._weights[wide] = list(torch.tensor(floats, dtype=wide).unbind())
         return self._weights[wide]
 
 

@@ -13,7 +13,7 @@ from tests.samplers.problems import FROM_PURE_NOISE, PROCESSES
 
 NAMED = sorted(_LAYOUTS)
 
-# NUMERICS, section 8, rho from 80 to 0.002, 10 intervals, to the digits printed there.
+# Published nodes for rho from 80 to 0.002, 10 intervals, to the digits printed there.
 QUANTILE = "80 6.4 2.06 .97 .52 .29 .16 .089 .044 .016 .002"  # s = 0.5, s2 = 0.6
 TRIGONOMETRIC = "80 5.43 1.66 .793 .445 .266 .160 .092 .046 .017 .002"  # s = 0.5
 

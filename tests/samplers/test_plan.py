@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from sdekit.samplers import Apply, Combine, Evaluate
 from sdekit.samplers.registry import SAMPLERS
 from sdekit.score.model import PREDICTS
 from sdekit.score.predictions import Node
-from tests.samplers.problems import FROM_PURE_NOISE, NAMES, PROCESSES, STOCHASTIC, gaussian, network
+from tests.samplers.problems import AFFINE, FROM_PURE_NOISE, NAMES, PROCESSES, STOCHASTIC, gaussian, network
 
 ENDS = ["t_min", "clean"]
 
@@ -281,6 +281,11 @@ def test_a_hand_written_plan_runs_and_certifies():
     start = process.prior((1000, 2), dtype=torch.float64)
     noise = sk.Philox(0).normal(9, start, torch.arange(1000))
     torch.testing.assert_close(run.x, start + 0.5 * noise)
+    drawn = sk.TorchNoise(torch.Generator().manual_seed(0))  # no pure function: the number must be kept
+    again = sk.sample(target.denoiser(process), (4, 2), sampler=shared, noise=drawn, dtype=torch.float64)
+    g = torch.Generator().manual_seed(0)
+    start, _, noise = (torch.randn(4, 2, generator=g, dtype=torch.float64) for _ in range(3))
+    torch.testing.assert_close(again.x, start + 0.5 * noise)
     law = sk.certify(shared, target, process).law
     torch.testing.assert_close(law.std, torch.full((2,), math.sqrt(1.25), dtype=torch.float64))
 
@@ -311,3 +316,69 @@ def test_infinite_coefficients_are_refused_and_the_order_drops_where_it_can(devi
         for name in ("heun", "pc"):
             with pytest.raises(sk.errors.EndpointError, match="Next"):
                 sk.sample(target.denoiser(law), (4, 3), sampler=name, grid=grid, device=device)
+
+
+@dataclass(frozen=True)
+class OwnProcess(sk.GaussianDiffusion):
+    """alpha = exp(-2 t^2), sigma = k t, with k in a list, or in a tensor that may be trained."""
+
+    k: object = 1.0
+
+    def alpha(self, t):
+        return torch.exp(-2 * t * t)
+
+    def sigma(self, t):
+        return t * self.k[0]
+
+
+@dataclass(frozen=True)
+class OwnSampler(sk.samplers.DDIM):
+    """ddim with a list of labels."""
+
+    name = "own"
+    labels: object = ()
+
+
+def test_plans_of_the_user_s_own_processes_and_samplers_are_never_stale():
+    for k in ([1.5], torch.tensor([1.5], dtype=torch.float64)):
+        process = OwnProcess(k)
+        first = sk.plan("ddim", process, steps=3)
+        k[0] = 3.0
+        again = sk.plan("ddim", process, steps=3)
+        assert (first.nodes[0].sigma, again.nodes[0].sigma) == (1.5, 3.0)
+        own = sk.plan(OwnSampler(labels=["a"]), process, steps=3)
+        assert repr(own.instructions) == repr(again.instructions)
+        run = sk.sample(gaussian(2).denoiser(process), (2, 2), sampler="kernel-quadrature", steps=5)
+        assert run.ok
+    assert sk.plan(OwnSampler(labels=["a"]), sk.VP(), steps=3).sampler == "own"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samplers_reach_their_order_on_a_process_of_two_formulas(name):
+    """A process given by alpha(t) and sigma(t) alone: derivatives and inverses come from the base class."""
+    if name not in AFFINE:
+        pytest.skip("not affine")
+    process, target = OwnProcess([1.5]), gaussian(2)
+    coarse, fine = (
+        sk.certify(name, target, process, steps=n, grid="uniform-lambda").discretization.norm
+        for n in (80, 160)
+    )
+    assert coarse / fine > 2 ** (min(SAMPLERS[name].order, 3) - 0.5)
+
+
+def test_equal_questions_have_equal_plans():
+    """Plans may be kept between calls: every argument still counts."""
+    process = sk.VP()
+    base = {"steps": 4, "grid": "quantile", "end": "t_min", "data_std": 0.5, "data_spread": 0.7}
+    one = sk.plan("kernel-quadrature", process, **base)
+    assert same_bits(one, sk.plan("kernel-quadrature", sk.VP(), **base))
+    changes = [{"steps": 5}, {"grid": "karras"}, {"end": "clean"}, {"data_std": 0.6}, {"data_spread": 0.8}]
+    for change in changes:
+        assert not same_bits(one, sk.plan("kernel-quadrature", process, **{**base, **change}))
+    assert not same_bits(one, sk.plan("trig-adams", process, **base))
+    for other in (sk.VP(0.1, 19.0), sk.SubVP(), sk.VP(t_min=1e-4)):
+        assert not same_bits(one, sk.plan("kernel-quadrature", other, **base))
+    assert sk.plan("ddim", process, eta=0.5, steps=4).stochastic
+    assert not sk.plan("ddim", process, steps=4).stochastic
+    flow = sk.RectifiedFlow()
+    assert sk.plan("ddim", flow, steps=4, finite=True).times != sk.plan("ddim", flow, steps=4).times

@@ -250,7 +250,7 @@ def test_a_zero_score_leaves_the_corrector_in_place():
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 7])
 def test_trigonometric_adams_by_hand(steps):
-    """NUMERICS section 8 in its own coordinates: y = z/S, F = S/(rho s) (D - (s/S)^2 z), dy/dphi = -F.
+    """The scheme in its own coordinates: y = z/S, F = S/(rho s) (D - (s/S)^2 z), dy/dphi = -F.
 
     Newton's divided differences, integrated exactly, in place of the Lagrange weights of the library.
     """
@@ -294,7 +294,7 @@ def test_trigonometric_adams_by_hand(steps):
 
 
 def test_kernel_quadrature_by_hand():
-    """NUMERICS section 8: the same coordinates with c = sqrt(s s2) and K^-1 q weights at 50 digits."""
+    """The same coordinates with c = sqrt(s s2) and K^-1 q weights at 50 digits."""
     process, s, s2, steps = sk.EDM(0.01, 20.0), 0.6, 0.9, 7
     c = math.sqrt(s * s2)
     target = gaussian(3)

@@ -352,6 +352,19 @@ def test_no_graph_is_kept_unless_asked(name, device):
         assert bool(torch.isfinite(sk.sample(model, (3, 3), sampler=name, steps=3, device=device).x).all())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_in_inference_mode_spoils_no_later_gradient(name, device):
+    """What is kept between runs is not made of inference tensors."""
+    model = mixture().denoiser(sk.VP())
+    options = {"sampler": name, "steps": 3, "device": device}
+    with torch.inference_mode():
+        before = sk.sample(model, (2, 2), **options).x
+    x_init = torch.zeros(2, 2, device=device, requires_grad=True)
+    sk.sample(model, (2, 2), x_init=x_init, **options).x.sum().backward()
+    assert bool(torch.isfinite(x_init.grad).all())
+    assert torch.equal(sk.sample(model, (2, 2), **options).x, before)
+
+
 # -- what the network may do ------------------------------------------------------------------------------
 
 

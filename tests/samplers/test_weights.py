@@ -16,7 +16,7 @@ from sdekit.score.predictions import Node
 
 
 def mp_kernel_weights(rhos, rho_a, rho_b, c, s, s2, noise, kappa, points=None):
-    """w = K^-1 int k(nodes, r) dphi, scaled to sum to the width: NUMERICS section 8, at 50 digits.
+    """w = K^-1 int k(nodes, r) dphi, scaled to sum to the width: solved at 50 digits.
 
     points None: mpmath's own quadrature; n: n-point Gauss-Legendre in ln rho.
     """
