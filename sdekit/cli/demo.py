@@ -43,7 +43,7 @@ class Scale:
 
 
 BUDGETS = (4, 5, 6, 8, 10, 12, 15, 20, 30, 40, 50, 70, 100)
-FULL = Scale(16, (1, 3), 2600, 64, 100, (5, 10, 20, 50, 100), BUDGETS, 2000)
+FULL = Scale(16, (1, 3), 1800, 64, 100, (5, 10, 20, 50, 100), BUDGETS, 2000, threads=1)
 QUICK = Scale(8, (1, 2), 40, 32, 16, (5, 10), (5, 10), 200, threads=1)
 """The same line at a scale for tests; its digits are not yet digits."""
 

@@ -102,8 +102,8 @@ def plan(
     data_spread = data_std if data_spread is None else check_positive(data_spread, "data_spread")
     tail = 1 if end == "clean" else 0
 
-    # Processes and samplers of this package are numbers, and cannot change under the cache. The user's own may:
-    # they may hold lists or tensors.
+    # Processes and samplers of this package are numbers, and cannot change under the cache. Those of the
+    # user may hold lists, or tensors that are trained.
     ours = all(type(part).__module__.startswith("sdekit.") for part in (process, method))
     make = _cached_build if ours else _build
 

@@ -267,7 +267,6 @@ def _adaptive(
         )
     process = model.process
     start = float(process.t_max if model.defined_at_pure_noise else process.finite_t_max)
-    first_id = check_count(first_id, "first_id", 0)
     if x_init is None:
         ids = torch.arange(first_id, first_id + shape[0], dtype=torch.int64, device=device)
         like = torch.empty(tuple(shape), dtype=dtype, device=device)
