@@ -35,7 +35,9 @@ def combine(
 
 def _sum(weights: Sequence[float | Tensor], terms: Sequence[Tensor]) -> Tensor:
     # add_(term, alpha=w) would round differently in vector bodies and tails (fused multiply-add).
-    total = terms[0] * weights[0]
-    for weight, term in zip(weights[1:], terms[1:], strict=True):
+    pairs = zip(weights, terms, strict=True)
+    weight, term = next(pairs)
+    total = term * weight
+    for weight, term in pairs:
         total += term * weight
     return total

@@ -43,7 +43,7 @@ class Program:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._weights: dict[torch.dtype, list[Tensor]] = {}
+        self._weights: dict[torch.dtype, list[list[Tensor]]] = {}
         last: dict[str, int] = {}
         last_draw: dict[int, int] = {}
         self.reused: set[int] = set()
@@ -72,17 +72,18 @@ class Program:
             for k, ins in enumerate(plan.instructions)
         ]
 
-    def weights(self, dtype: torch.dtype) -> list[Tensor]:
-        """Every weight of the plan, rounded once to the arithmetic dtype of a state of ``dtype``.
+    def weights(self, dtype: torch.dtype) -> list[list[Tensor]]:
+        """The weights of each Combine, rounded once to the arithmetic dtype of a state of ``dtype``.
 
         0-d tensors on the host: a float in their place costs three times as much a product, and they
         serve states on any device without a transfer.
         """
         wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
         if wide not in self._weights:
-            floats = [w for line in self.lines if isinstance(line.ins, Combine) for w in line.fields[1]]
+            rows = [line.fields[1] for line in self.lines if isinstance(line.ins, Combine)]
             with torch.inference_mode(False):  # kept for later runs, which may want gradients
-                self._weights[wide] = list(torch.tensor(floats, dtype=wide).unbind())
+                flat = iter(torch.tensor([w for row in rows for w in row], dtype=wide).unbind())
+            self._weights[wide] = [[next(flat) for _ in row] for row in rows]
         return self._weights[wide]
 
 
@@ -139,7 +140,7 @@ def execute(
     kept: dict[int, Tensor] = {0: x} if 0 in saved else {}
     cache: dict[int, Tensor] = {}
     weights = program.weights(x.dtype)
-    evaluation = reached = at = 0
+    evaluation = reached = combination = 0
 
     def normal(draw: int) -> Tensor:
         if draw not in program.reused:
@@ -151,10 +152,9 @@ def execute(
     for line in program.lines:
         ins = line.ins
         if isinstance(ins, Combine):
-            names, own, draws = line.fields
-            until = at + len(own)
-            out = combine(weights[at:until], [registers[name] for name in names], draws, normal)
-            at = until
+            names, _, draws = line.fields
+            out = combine(weights[combination], [registers[name] for name in names], draws, normal)
+            combination += 1
         elif isinstance(ins, Evaluate):
             (node,) = line.fields
             out = model.evaluate(ins.predicts, registers[ins.x], node, times[evaluation], ins.data_std)
