@@ -45,12 +45,14 @@ def image_grid(
     columns: int | None = None,
     value_range: tuple[float, float] = (-1.0, 1.0),
     gap: int = 1,
+    background: float = 0.0,
     title: str | None = None,
 ) -> Axes:
     """Images as one mosaic, row by row.
 
     images: (N, H, W), (N, 1, H, W) or (N, 3, H, W), tensor or array; values beyond ``value_range`` are
-    clipped. columns: ceil(sqrt(N)) unless given. gap: pixels between images. Raises ShapeError otherwise.
+    clipped. columns: ceil(sqrt(N)) unless given. gap: pixels between images, of grey level ``background``,
+    0 black to 1 white. Raises ShapeError for other shapes.
     """
     x = torch.as_tensor(images).detach().to(device="cpu", dtype=torch.float32)
     x = x[:, None] if x.ndim == 3 else x
@@ -64,7 +66,7 @@ def image_grid(
     across = min(columns or math.ceil(math.sqrt(n)), n)
     down = -(-n // across)
     tall, wide = height + gap, width + gap
-    canvas = torch.ones(channels, down * tall + gap, across * wide + gap)
+    canvas = torch.full((channels, down * tall + gap, across * wide + gap), background)
     for i, image in enumerate(((x - low) / (high - low)).clamp(0, 1)):
         top, left = i // across * tall + gap, i % across * wide + gap
         canvas[:, top : top + height, left : left + width] = image

@@ -47,6 +47,8 @@ def test_image_grid_puts_every_pixel_in_its_place(ax):
     for i, image in enumerate(images):
         top, left = i // 3 * 3 + 1, i % 3 * 4 + 1
         np.testing.assert_allclose(picture[top : top + 2, left : left + 3], (image + 1) / 2, atol=1e-6)
+    assert (picture[0] == 0).all()
+    assert (plot.image_grid(images, background=1.0, gap=2).images[0].get_array()[:2] == 1).all()
     assert ax.get_title() == "five"
     assert not ax.axison
 

@@ -26,8 +26,11 @@ Curves: TypeAlias = "dict[str, dict[int, Certificate | MonteCarloCertificate]]"
 
 def sample_table(runs: dict[str, Solution], quality: dict[str, Quality]) -> Table:
     """One line a run, and one for real digits."""
-    table = Table(caption="legible: the five nearest training digits agree. nearest: distance to the first.")
-    for title in ("sampler", "evaluations", "seconds", "energy distance", "legible", "nearest"):
+    table = Table(
+        caption="energy distance to the held-out digits, around 0 for exact samples; legible: the five "
+        "nearest training digits agree; nearest: distance to the first"
+    )
+    for title in ("sampler", "NFE", "seconds", "energy distance", "legible", "nearest"):
         table.add_column(title, justify="left" if title == "sampler" else "right", no_wrap=title == "sampler")
     for name, solution in runs.items():
         q, stats = quality[name], solution.stats
@@ -42,10 +45,12 @@ def sample_table(runs: dict[str, Solution], quality: dict[str, Quality]) -> Tabl
 
 def certificate_table(curves: Curves, budgets: tuple[int, ...]) -> Table:
     """W2 to the data law, samplers in the order of their error at the largest budget."""
-    table = Table(caption="W2 to the data law. ±: Monte Carlo, 95 %. (n): evaluations used, if fewer.")
+    table = Table(
+        caption="W2 to the data law by evaluations (NFE). ±: Monte Carlo, 95 %. (n): NFE used, if fewer."
+    )
     table.add_column("sampler", no_wrap=True)
     for n in budgets:
-        table.add_column(f"{n} evaluations", justify="right")
+        table.add_column(f"NFE {n}", justify="right")
     for name, line in sorted(curves.items(), key=lambda item: item[1][budgets[-1]].w2):
         table.add_row(name, *(_cell(line[n], n) for n in budgets))
     return table
@@ -65,11 +70,11 @@ def draw_digits(path: Path, held: Tensor, runs: dict[str, Solution]) -> None:
     figure = Figure(figsize=(9.0, 9.5), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
     count = len(next(iter(runs.values())).x)
-    plot.image_grid(held[:count], axes[0], title="real digits, held out from training")
+    plot.image_grid(held[:count], axes[0], gap=2, title="real digits, held out from training")
     for ax, (name, solution) in zip(axes[1:], runs.items(), strict=True):
         sampler, stats = name.partition(",")[0], solution.stats
         title = f"samples: {sampler}, {stats.nfe} evaluations, {stats.seconds:.2g} s"
-        plot.image_grid(solution.x, ax, title=title)
+        plot.image_grid(solution.x, ax, gap=2, title=title)
     figure.savefig(path, dpi=110)
 
 
