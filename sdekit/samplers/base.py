@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
-from sdekit._math import atan2, log, sqrt
+from sdekit._math import atan2, exp, log, sqrt, table
 from sdekit._typing import Number
 from sdekit.samplers.grids import Grid
 from sdekit.samplers.plan import Combine, Evaluate, Instruction, combine, state
 from sdekit.score.predictions import Node
 
-__all__ = ["Path", "Sampler"]
+if TYPE_CHECKING:
+    from sdekit.sde.gaussian import GaussianDiffusion
+
+__all__ = ["Path", "Sampler", "nodes_at"]
+
+
+def nodes_at(process: GaussianDiffusion, times: Tensor) -> list[Node]:
+    """The nodes of ``process`` at float64 times (n,); their numbers are tensors if ``times`` requires grad."""
+    columns = [times, *(f(times) for f in (process.alpha, process.sigma, process.dalpha, process.dsigma))]
+    rows = torch.stack(columns, dim=1)
+    return [Node(*(row.unbind() if rows.requires_grad else row.tolist())) for row in rows]
 
 
 @dataclass(frozen=True)
 class Path:
     """The nodes that a recipe walks, noise first, with the coordinates that the papers use.
 
-    data_std s and data_spread s2: what is known of the data (see `Denoiser`).
+    data_std s and data_spread s2: what is known of the data (see `Denoiser`). process: needed by methods
+    that evaluate between the nodes.
     """
 
     nodes: tuple[Node, ...]
     data_std: float = 1.0
     data_spread: float = 1.0
+    process: GaussianDiffusion | None = None
 
     def __getitem__(self, i: int) -> Node:
         return self.nodes[i]
@@ -68,9 +81,37 @@ class Path:
         v = (si - a * sj) * (si + a * sj)
         return a, v if isinstance(v, Tensor) else max(v, 0.0)
 
-    def evaluate(self, out: str, x: str, i: int, predicts: str = "x0") -> Evaluate:
-        """The model's ``predicts`` on register ``x`` at node i."""
-        return Evaluate(out, x, self.nodes[i].t, predicts, self.nodes[i])
+    def finite(self, i: int) -> bool:
+        """Whether lambda is finite at both ends of the step from i: neither alpha = 0 nor sigma' = 0.
+
+        Where it is not, the first-order step x' = (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) D is the
+        exact limit of every exponential integrator (`move`).
+        """
+        return math.isfinite(self.lam[i]) and math.isfinite(self.lam[i + 1])
+
+    def at(self, rho: Sequence[Number]) -> list[Node]:
+        """Nodes of the process with sigma / alpha = rho, anywhere within its range."""
+        assert self.process is not None, "nodes off the grid need the process"
+        times = self.process.t_of_rho(table(rho)) if len(rho) else torch.empty(0, dtype=torch.float64)
+        return nodes_at(self.process, times)
+
+    def between(self, fractions: Sequence[float]) -> list[list[Node]]:
+        """For each step i the nodes at lambda_i + r (lambda_{i+1} - lambda_i), one for each r in (0, 1).
+
+        A step that is not `finite` has none: an empty list.
+        """
+        steps = [i for i in range(self.steps) if self.finite(i)]
+        rho = [exp(-self.lam[i] - r * (self.lam[i + 1] - self.lam[i])) for i in steps for r in fractions]
+        nodes, m = self.at(rho), len(fractions)
+        found: list[list[Node]] = [[] for _ in range(self.steps)]
+        for k, i in enumerate(steps):
+            found[i] = nodes[k * m : (k + 1) * m]
+        return found
+
+    def evaluate(self, out: str, x: str, i: int | Node, predicts: str = "x0") -> Evaluate:
+        """The model's ``predicts`` on register ``x`` at node i, or at a node off the grid."""
+        node = self.nodes[i] if isinstance(i, int) else i
+        return Evaluate(out, x, node.t, predicts, node)
 
 
 @dataclass(frozen=True)
@@ -81,7 +122,8 @@ class Sampler:
     (deterministic samplers: of the map; stochastic ones: weak); ``evaluations`` a step; ``reference``;
     ``stochastic``, whether it injects noise at its defaults; ``needs_finite_drift``, True where f and g
     enter, which are infinite at alpha = 0; ``uses_data``, True where data_std and data_spread enter;
-    ``default_grid``.
+    ``default_grid``; ``exact_for``, the data on which it makes no error at any number of steps: "point" (a
+    point mass), "normal" (N(0, I) under a variance-preserving process, sample by sample).
     """
 
     name: ClassVar[str]
@@ -92,6 +134,7 @@ class Sampler:
     needs_finite_drift: ClassVar[bool] = False
     uses_data: ClassVar[bool] = False
     default_grid: ClassVar[Grid] = Grid("uniform-lambda")
+    exact_for: ClassVar[frozenset[str]] = frozenset()
 
     def recipe(self, path: Path) -> Iterator[Instruction]:
         """The instructions from x[0] to x[path.steps]."""
@@ -122,6 +165,14 @@ class Sampler:
         from dataclasses import replace
 
         return replace(self, eta=eta)  # type: ignore[call-arg]
+
+
+def move(
+    here: Node, ahead: Node, x: str, denoised: str, out: str, noise: list[tuple[Number, int]] | None = None
+) -> Combine:
+    """out = (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) D: DDIM's step between any two nodes."""
+    shrink = ahead.sigma / here.sigma
+    return combine(out, [(shrink, x), (ahead.alpha - here.alpha * shrink, denoised)], noise or ())
 
 
 def step(i: int, terms: list[tuple[Number, str]], noise: list[tuple[Number, int]] | None = None) -> Combine:

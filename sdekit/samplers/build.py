@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdekit.errors import ShapeError, UnknownNameError, check_count, check_positive
-from sdekit.samplers.base import Path, Sampler
+from sdekit.samplers.base import Path, Sampler, nodes_at
 from sdekit.samplers.grids import Grid
 from sdekit.samplers.plan import Combine, Evaluate, Instruction, Plan, combine, state
 from sdekit.samplers.registry import as_sampler
@@ -38,11 +38,6 @@ def as_grid(grid: GridLike, sampler: Sampler) -> Grid:
 
 def _start(process: GaussianDiffusion, finite: bool) -> float:
     return float(process.finite_t_max if finite else process.t_max)
-
-
-def _nodes(process: GaussianDiffusion, times: Tensor) -> list[Node]:
-    columns = [times, *(f(times) for f in (process.alpha, process.sigma, process.dalpha, process.dsigma))]
-    return [Node(*row) for row in torch.stack(columns, dim=1).tolist()]
 
 
 def plan(
@@ -160,13 +155,13 @@ def _build(
         raise ValueError(
             f"the grid starts at t = {first:g}, beyond t_max = {float(process.t_max):g} of {process!r}."
         )
-    nodes = _nodes(process, times)
+    nodes = nodes_at(process, times)
     if nodes[0].alpha == 0 and method.needs_finite_drift:
         raise ValueError(
             f"{method.name!r} needs finite drift and diffusion, but the grid starts at t = {first:g} where "
             f"alpha = 0. Next: start at t = {process.finite_t_max:.6g} (alpha = 1e-3) or leave grid out."
         )
-    path = Path(tuple(nodes), data_std, data_spread)
+    path = Path(tuple(nodes), data_std, data_spread, process)
     instructions: list[Instruction] = list(method.recipe(path)) if len(nodes) > 1 else []
     _check_finite(method, path, instructions)
     if end == "clean":

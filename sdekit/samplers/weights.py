@@ -4,6 +4,7 @@ A step advances y by -\int F dphi over [phi_i, phi_{i+1}], with F known at a few
 integrate an interpolant of F exactly:
 
 - `lagrange`: the polynomial in phi through the nodes (variable-step Adams);
+- `exponential`: the same polynomial in lambda under an exponential weight (exponential Adams);
 - `kernel`: the posterior mean of a Gaussian process with the covariance of `features`, a Bayesian
   quadrature (O'Hagan 1991).
 
@@ -18,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["kernel", "lagrange"]
+__all__ = ["exponential", "kernel", "lagrange"]
 
-_GAUSS = {n: np.polynomial.legendre.leggauss(n) for n in (4, 10)}
+_GAUSS = {n: np.polynomial.legendre.leggauss(n) for n in (4, 10, 16)}
 
 
 def _gauss(n: int) -> tuple[Tensor, Tensor]:
@@ -35,14 +36,37 @@ def lagrange(node_phi: Tensor, width: Tensor) -> Tensor:
     node_phi: (m, k) angles from the start of each step, distinct; width: (m,) the step, signed.
     """
     u, weight = _gauss(4)
-    k = node_phi.shape[-1]
-    points = width[:, None] * u
-    numerator = points[:, :, None] - node_phi[:, None, :]
-    denominator = node_phi[:, :, None] - node_phi[:, None, :]
-    same = torch.eye(k, dtype=torch.bool)
-    ratio = numerator[:, :, None, :] / torch.where(same, 1.0, denominator)[:, None]
-    basis = torch.where(same, 1.0, ratio).prod(-1)
+    basis = _lagrange_basis(node_phi, width[:, None] * u)
     return (weight[:, None] * basis).sum(1) * width[:, None]
+
+
+def exponential(nodes: Tensor, width: Tensor, rate: float | Tensor) -> Tensor:
+    r"""w_j = \int_0^h e^{-rate (h - u)} L_j(u) du of each step, h its width; (m, k).
+
+    nodes: (m, k) half log-SNR from the start of each step, distinct, at most 8; width: (m,), signed;
+    rate: a number or (m,). 16-point Gauss-Legendre on panels with |rate h| <= 4: exact to rounding, for
+    h -> 0 too, where the formulas in phi-functions cancel. With rate = 1 the x0-form,
+    x' = (sigma'/sigma) x + alpha' sum_j w_j D_j; with rate = -1 the eps-form,
+    x' = (alpha'/alpha) x - sigma' sum_j w_j eps_j; with rate = 1 + tau^2 the SDE's x0-form.
+    """
+    u, weight = _gauss(16)
+    rates = torch.as_tensor(rate, dtype=torch.float64).expand(width.shape)
+    panels = max(1, math.ceil(float((rates * width).detach().abs().max()) / 4))
+    u = ((torch.arange(panels)[:, None] + u) / panels).reshape(-1)
+    weight = (weight / panels).repeat(panels)
+    points = width[:, None] * u
+    decay = torch.exp(-rates[:, None] * (width[:, None] - points))
+    basis = _lagrange_basis(nodes, points)
+    return ((weight * decay)[:, :, None] * basis).sum(1) * width[:, None]
+
+
+def _lagrange_basis(nodes: Tensor, points: Tensor) -> Tensor:
+    """(m, q, k): the Lagrange basis on nodes (m, k) at points (m, q)."""
+    numerator = points[:, :, None] - nodes[:, None, :]
+    denominator = nodes[:, :, None] - nodes[:, None, :]
+    same = torch.eye(nodes.shape[-1], dtype=torch.bool)
+    ratio = numerator[:, :, None, :] / torch.where(same, 1.0, denominator)[:, None]
+    return torch.where(same, 1.0, ratio).prod(-1)
 
 
 def features(phi: Tensor, log_rho: Tensor, c: float, noise: float, data: Tensor | None) -> Tensor:
