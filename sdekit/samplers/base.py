@@ -24,7 +24,7 @@ __all__ = ["Path", "Sampler", "nodes_at"]
 
 
 def nodes_at(process: GaussianDiffusion, times: Tensor) -> list[Node]:
-    """The nodes of ``process`` at float64 times (n,); their numbers are tensors if ``times`` requires grad."""
+    """The nodes of ``process`` at float64 times (n,); tensors inside if ``times`` requires grad."""
     columns = [times, *(f(times) for f in (process.alpha, process.sigma, process.dalpha, process.dsigma))]
     rows = torch.stack(columns, dim=1)
     return [Node(*(row.unbind() if rows.requires_grad else row.tolist())) for row in rows]
