@@ -3,14 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: help demo test test-all lint format bench clean
+PEERS := .venv-peers
+
+.PHONY: help peers-env test-peers demo test test-all lint format bench docs league clean
 
 help:
 	@echo "make demo      train on real digits, sample, certify, draw the pictures in demo/"
 	@echo "make test      the test suite (under 10 minutes on 2 cores)"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make lint      ruff, mypy --strict, import-linter"
+	@echo "make docs      the documentation, its examples executed: docs/_build/html/index.html"
+	@echo "make league    the table of exact errors, docs/reference/league.json"
+	@echo "make peers-env  .venv-peers: diffusers, k-diffusion and azula, for the accuracy benchmark"
+	@echo "make test-peers the same samplers side by side with theirs"
 	@echo "make bench     speed ratios, written to benchmarks/results/"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -41,5 +48,28 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $(DOCS_STAMP)
+
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx -E -a -n -W --keep-going -j 2 -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+league: $(STAMP)
+	$(BIN)/python -m docs.league
+
+$(PEERS)/.installed: pyproject.toml constraints.txt constraints-peers.txt
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-peers.txt -e ".[test,peers]"
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-peers.txt --no-deps azula k-diffusion
+	@touch $@
+
+peers-env: $(PEERS)/.installed
+
+test-peers: $(PEERS)/.installed
+	$(PEERS)/bin/python -m pytest tests/peers
+
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo docs/_build docs/_generated docs/jupyter_execute .pytest_cache .mypy_cache .ruff_cache .hypothesis

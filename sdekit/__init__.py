@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 from sdekit._callable import callable_module
 from sdekit.certify import Certificate, certify_monte_carlo
 from sdekit.certify.exact import certify as _certify
+from sdekit.encode import RoundTrip, decode, encode, roundtrip
 from sdekit.errors import SdekitError
-from sdekit.matching import fit, losses, nets
+from sdekit.matching import fit, losses, ncsn, nets
 from sdekit.noise import Noise, Philox, Recorded, TorchNoise
 from sdekit.samplers import Grid, Plan, pilot, plan, sample
+from sdekit.samplers.latents import interpolate
 from sdekit.samplers.registry import samplers as _samplers
 from sdekit.score import Denoiser, numpy_score
 from sdekit.sde import (
@@ -32,6 +34,7 @@ from sdekit.sde import (
     DiscreteVP,
     GaussianDiffusion,
     GeometricBrownian,
+    Langevin,
     LinearSDE,
     OrnsteinUhlenbeck,
     RectifiedFlow,
@@ -74,6 +77,7 @@ __all__ = [
     "GaussianMixture",
     "GeometricBrownian",
     "Grid",
+    "Langevin",
     "LinearSDE",
     "Noise",
     "OrnsteinUhlenbeck",
@@ -81,6 +85,7 @@ __all__ = [
     "Plan",
     "Recorded",
     "RectifiedFlow",
+    "RoundTrip",
     "SdekitError",
     "Solution",
     "Status",
@@ -88,14 +93,19 @@ __all__ = [
     "TorchNoise",
     "certify",
     "certify_monte_carlo",
+    "decode",
+    "encode",
     "fit",
+    "interpolate",
     "losses",
+    "ncsn",
     "nets",
     "numpy_score",
     "pilot",
     "plan",
     "probability_flow",
     "reverse",
+    "roundtrip",
     "sample",
     "samplers",
     "solve",

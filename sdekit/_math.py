@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdekit._typing import Number
 
-__all__ = ["atan2", "exp", "expm1", "log", "sqrt", "table"]
+__all__ = ["atan2", "exp", "expm1", "log", "log1p", "sqrt", "table", "value"]
 
 
 def sqrt(a: Number) -> Number:
@@ -40,11 +40,21 @@ def log(a: Number) -> Number:
     return math.log(a) if a > 0 else -math.inf
 
 
+def log1p(a: Number) -> Number:
+    """log(1 + a), accurate near 0."""
+    return torch.log1p(a) if isinstance(a, Tensor) else math.log1p(a)
+
+
 def atan2(a: Number, b: Number) -> Number:
     """The angle of the point (b, a)."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return torch.atan2(torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64))
     return math.atan2(a, b)
+
+
+def value(a: Number) -> float:
+    """The number itself, without its gradient."""
+    return float(a.detach()) if isinstance(a, Tensor) else a
 
 
 def table(values: Sequence[Any]) -> Tensor:

@@ -28,8 +28,10 @@ class Status(IntEnum):
 class Stats:
     """Work, counted in one place.
 
-    nfe: calls of the model or drift on a whole batch (for per-sample step control: on the rows still
-    running). steps: intervals tried, accepted + rejected. seconds: wall time.
+    nfe: calls of the model or drift one after another on a whole batch (for per-sample step control: on the
+    rows still running). steps: intervals tried, accepted + rejected. seconds: wall time. sweeps: of a run
+    parallel in time, its calls (then also nfe), else 0. evaluations: rows that the network was given in
+    all; counted by plans, 0 elsewhere.
     """
 
     nfe: int = 0
@@ -37,6 +39,8 @@ class Stats:
     accepted: int = 0
     rejected: int = 0
     seconds: float = 0.0
+    sweeps: int = 0
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from sdekit._math import atan2, exp, log, sqrt, table
+from sdekit._math import atan2, exp, log, sqrt, table, value
 from sdekit._typing import Number
 from sdekit.samplers.grids import Grid
 from sdekit.samplers.plan import Combine, Evaluate, Instruction, combine, state
@@ -35,13 +35,14 @@ class Path:
     """The nodes that a recipe walks, noise first, with the coordinates that the papers use.
 
     data_std s and data_spread s2: what is known of the data (see `Denoiser`). process: needed by methods
-    that evaluate between the nodes.
+    that evaluate between the nodes. clean: whether the node of clean data follows (``end="clean"``).
     """
 
     nodes: tuple[Node, ...]
     data_std: float = 1.0
     data_spread: float = 1.0
     process: GaussianDiffusion | None = None
+    clean: bool = False
 
     def __getitem__(self, i: int) -> Node:
         return self.nodes[i]
@@ -87,7 +88,7 @@ class Path:
         Where it is not, the first-order step x' = (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) D is the
         exact limit of every exponential integrator (`move`).
         """
-        return math.isfinite(self.lam[i]) and math.isfinite(self.lam[i + 1])
+        return math.isfinite(value(self.lam[i])) and math.isfinite(value(self.lam[i + 1]))
 
     def at(self, rho: Sequence[Number]) -> list[Node]:
         """Nodes of the process with sigma / alpha = rho, anywhere within its range."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -12,8 +11,10 @@ from torch import Tensor
 
 from sdekit.errors import ShapeError, UnknownNameError, check_count, check_positive
 from sdekit.samplers.base import Path, Sampler, nodes_at
+from sdekit.samplers.encoder import encoder
 from sdekit.samplers.grids import Grid
-from sdekit.samplers.plan import Combine, Evaluate, Instruction, Plan, combine, state
+from sdekit.samplers.layout import check_finite, first_time, grid_times, jump
+from sdekit.samplers.plan import Instruction, Plan
 from sdekit.samplers.registry import as_sampler
 from sdekit.score.predictions import Node
 from sdekit.sde.gaussian import GaussianDiffusion
@@ -34,10 +35,6 @@ def as_grid(grid: GridLike, sampler: Sampler) -> Grid:
     if isinstance(grid, str):
         return Grid(grid)
     return Grid.explicit(grid)
-
-
-def _start(process: GaussianDiffusion, finite: bool) -> float:
-    return float(process.finite_t_max if finite else process.t_max)
 
 
 def plan(
@@ -67,7 +64,10 @@ def plan(
         None (the sampler's default), a name, a `Grid`, or a 1-D tensor of times from start to end.
     end
         "t_min": stop at t_min, noise of the last step included. "clean": one more node, the clean data
-        x0 = D(x, t_min), counted as one interval and one evaluation.
+        x0 = D(x, t_min), counted as one interval and one evaluation. "t_max": the grid backwards, from
+        t_min to noise, as `sdekit.encode` runs it; deterministic samplers only. Where alpha(t_max) = 0 the
+        sampler goes to alpha = 1e-3, and x = sigma eps there, exact to O(alpha^2), is one interval and one
+        evaluation more.
     data_std, data_spread
         What is known of the data, for samplers that use it (see `Denoiser`).
     eta
@@ -78,6 +78,7 @@ def plan(
     Raises
     ------
     UnknownNameError, ValueError: a name or a number that does not fit, with what would.
+    CapabilityError: end = "t_max" with a sampler that injects noise or is no formula in both directions.
     """
     if not isinstance(process, GaussianDiffusion):
         raise TypeError(
@@ -91,11 +92,14 @@ def plan(
         )
     method = as_sampler(sampler).with_eta(eta)
     layout = as_grid(grid, method)
-    if end not in ("t_min", "clean"):
-        raise ValueError(f"end must be 't_min' or 'clean', got {end!r}.")
+    if end not in ("t_min", "clean", "t_max"):
+        raise ValueError(f"end must be 't_min', 'clean' or 't_max', got {end!r}.")
     data_std = check_positive(data_std, "data_std")
     data_spread = data_std if data_spread is None else check_positive(data_spread, "data_spread")
-    tail = 1 if end == "clean" else 0
+    limit = (
+        end == "t_max" and float(process.alpha(first_time(process, finite or method.needs_finite_drift))) == 0
+    )
+    tail = 1 if end == "clean" or (limit and layout.intervals is None) else 0
 
     # Processes and samplers of this package are numbers, and cannot change under the cache. Those of the
     # user may hold lists, or tensors that are trained.
@@ -116,13 +120,7 @@ def plan(
                     f"the explicit grid costs {built.nfe} evaluations, but nfe = {nfe} was asked."
                 )
             return built
-        n = max((nfe - tail) // method.cost, 0) + tail
-        if n < 1:
-            raise ValueError(
-                f"{method.name!r} needs {method.cost} evaluations a step, so nfe = {nfe} allows no "
-                f"step. Next: nfe >= {method.cost}."
-            )
-        return build(n)
+        return _within(nfe, build, method, max(nfe - tail, 0) // method.cost + tail)
     if layout.intervals is not None:
         own = layout.intervals + tail
         if steps is not None and steps != own:
@@ -132,6 +130,25 @@ def plan(
             )
         return build(own)
     return build(DEFAULT_STEPS if steps is None else check_count(steps, "steps"))
+
+
+def _within(nfe: int, build: Callable[[int], Plan], method: Sampler, guess: int) -> Plan:
+    """The plan of the most intervals with at most ``nfe`` evaluations, searched from ``guess`` intervals.
+
+    An interval costs at least one evaluation; first and last ones may cost more or less than the others.
+    """
+    best = build(max(guess, 1))
+    while best.nfe > nfe:
+        if best.steps == 1:
+            raise ValueError(
+                f"{method.name!r} needs {method.cost} evaluations a step and {best.nfe} for one interval of "
+                f"this plan, so nfe = {nfe} allows no step. Next: nfe >= {best.nfe}."
+            )
+        excess = (best.nfe - nfe) / best.nfe
+        best = build(best.steps - max(1, int(excess * best.steps / 2)))
+    while best.nfe < nfe and (longer := build(best.steps + 1)).nfe <= nfe:
+        best = longer
+    return best
 
 
 def _build(
@@ -144,34 +161,29 @@ def _build(
     data_spread: float,
     finite: bool,
 ) -> Plan:
-    start = _start(process, finite or method.needs_finite_drift)
-    run = n - 1 if end == "clean" else n
-    if run == 0 and layout.intervals is None:
-        times = torch.tensor([start], dtype=torch.float64)
-    else:
-        times = layout.times(process, run, data_std, data_spread, start)
-    first = float(times[0])
-    if first > float(process.t_max) * (1 + 1e-12):
-        raise ValueError(
-            f"the grid starts at t = {first:g}, beyond t_max = {float(process.t_max):g} of {process!r}."
-        )
+    if end == "t_max":
+        there = _build(method, process, layout, n, "t_min", data_std, data_spread, finite)
+        return encoder(method, process, layout, n, there, finite)
+    start = first_time(process, finite or method.needs_finite_drift)
+    times = grid_times(process, layout, n - 1 if end == "clean" else n, data_std, data_spread, start)
     nodes = nodes_at(process, times)
     if nodes[0].alpha == 0 and method.needs_finite_drift:
         raise ValueError(
-            f"{method.name!r} needs finite drift and diffusion, but the grid starts at t = {first:g} where "
-            f"alpha = 0. Next: start at t = {process.finite_t_max:.6g} (alpha = 1e-3) or leave grid out."
+            f"{method.name!r} needs finite drift and diffusion, but the grid starts at t = {nodes[0].t:g} "
+            f"where alpha = 0. Next: start at t = {process.finite_t_max:.6g} (alpha = 1e-3), or leave grid "
+            f"out."
         )
-    path = Path(tuple(nodes), data_std, data_spread, process)
+    path = Path(tuple(nodes), data_std, data_spread, process, end == "clean")
     instructions: list[Instruction] = list(method.recipe(path)) if len(nodes) > 1 else []
-    _check_finite(method, path, instructions)
+    check_finite(method, path, instructions)
     if end == "clean":
         i = len(nodes) - 1
-        instructions += _tweedie(path, i, instructions)
+        instructions += jump(path, i, f"clean[{i}]", "x0", 1.0)
         nodes.append(Node(0.0, 1.0, 0.0, 0.0, 0.0))
     return Plan(
         instructions=tuple(instructions),
         nodes=tuple(nodes),
-        prior_std=float(process.prior_std(first)),
+        prior_std=float(process.prior_std(float(nodes[0].t))),
         sampler=method.name,
         process=repr(process),
         end=end,
@@ -181,30 +193,6 @@ def _build(
 
 
 _cached_build = lru_cache(maxsize=64)(_build)
-
-
-def _check_finite(method: Sampler, path: Path, instructions: list[Instruction]) -> None:
-    """Refuse infinite coefficients, as of a grid that runs into sigma = 0. Raises ValueError."""
-    for ins in instructions:
-        if isinstance(ins, Combine) and not all(
-            isinstance(w, Tensor) or math.isfinite(w) for w, _ in (*ins.terms, *ins.noise)
-        ):
-            cause = (
-                f"the grid ends at t = {float(path.nodes[-1].t):g}, where sigma = 0"
-                if path.nodes[-1].sigma == 0
-                else "two nodes of the grid coincide to rounding"
-            )
-            raise ValueError(
-                f"{method.name!r} has no finite coefficients for {ins.out} on this grid. Likely cause: "
-                f"{cause}. Next: end the grid at t_min, and pass end='clean' for the clean node."
-            )
-
-
-def _tweedie(path: Path, i: int, done: list[Instruction]) -> list[Instruction]:
-    """x[i + 1] = D(x[i], t_i): the clean node."""
-    out = f"clean[{i}]"
-    evaluate = Evaluate(out, state(i), path[i].t, "x0", path[i])
-    return [evaluate, combine(state(i + 1), [(1.0, out)])]
 
 
 def check_initial(x: Tensor, shape: tuple[int, ...]) -> Tensor:

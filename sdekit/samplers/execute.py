@@ -18,7 +18,7 @@ from sdekit.score.predictions import Node
 if TYPE_CHECKING:
     from sdekit.score.model import Denoiser
 
-__all__ = ["Program", "execute", "prepare"]
+__all__ = ["Program", "Watch", "execute", "prepare"]
 
 Watch: TypeAlias = Callable[[int, Tensor], None]
 

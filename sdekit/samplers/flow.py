@@ -21,6 +21,7 @@ class Euler(Sampler):
     order: ClassVar[int] = 1
     reference: ClassVar[str] = "Song et al. 2021 (score SDE), equation 13"
     default_grid: ClassVar[Grid] = Grid("karras")
+    exact_for: ClassVar[frozenset[str]] = frozenset({"normal"})
 
     def recipe(self, path: Path) -> Iterator[Instruction]:
         for i in range(path.steps):
@@ -42,6 +43,7 @@ class Heun(Sampler):
     evaluations: ClassVar[int] = 2
     reference: ClassVar[str] = "Karras et al. 2022, algorithm 1"
     default_grid: ClassVar[Grid] = Grid("karras")
+    exact_for: ClassVar[frozenset[str]] = frozenset({"normal"})
 
     def recipe(self, path: Path) -> Iterator[Instruction]:
         for i in range(path.steps):

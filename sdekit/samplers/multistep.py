@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from sdekit._math import table
+from sdekit._math import table, value
 from sdekit._typing import Number
 from sdekit.samplers.base import Path
 from sdekit.samplers.weights import exponential
@@ -22,7 +22,7 @@ def newest(path: Path, i: int, order: int) -> tuple[int, ...]:
     """
     if not path.finite(i):
         return ()
-    return tuple(j for j in range(i, max(i - order, -1), -1) if math.isfinite(path.lam[j]))
+    return tuple(j for j in range(i, max(i - order, -1), -1) if math.isfinite(value(path.lam[j])))
 
 
 def grouped(

@@ -5,13 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from sdekit.errors import unknown_name
+from sdekit.samplers.adams import DEIS, IPNDM, LMS
+from sdekit.samplers.annealed import AnnealedLangevin
 from sdekit.samplers.base import Sampler
+from sdekit.samplers.churn import EDMStochastic
 from sdekit.samplers.correctors import PredictorCorrector
 from sdekit.samplers.ddim import DDIM
-from sdekit.samplers.dpmpp import DPMpp2M
+from sdekit.samplers.dpmpp import DPMpp2M, DPMpp3M, SDEDPMpp2M, SDEDPMpp3M
+from sdekit.samplers.er_sde import ERSDE
+from sdekit.samplers.exponential import ExponentialAdams
 from sdekit.samplers.flow import Euler, Heun
+from sdekit.samplers.gaussian_split import GaussianSplit
+from sdekit.samplers.pndm import PNDM
+from sdekit.samplers.restart import Restart
 from sdekit.samplers.reverse_sde import DDPM, Ancestral, EulerMaruyama, ReverseDiffusion
+from sdekit.samplers.sa import SASolver
+from sdekit.samplers.seeds import Seeds
+from sdekit.samplers.single_step import DPM2, DPM3, KDPM2, DPMpp2S, KDPM2Ancestral
 from sdekit.samplers.trigonometric import KernelQuadrature, TrigAdams
+from sdekit.samplers.unipc import UniPC2, UniPC3
 
 __all__ = ["SAMPLERS", "SamplerTable", "as_sampler", "samplers"]
 
@@ -20,6 +32,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     for cls in (
         KernelQuadrature,
         TrigAdams,
+        GaussianSplit,
         EulerMaruyama,
         ReverseDiffusion,
         Ancestral,
@@ -27,8 +40,29 @@ SAMPLERS: dict[str, type[Sampler]] = {
         DDIM,
         Euler,
         Heun,
+        EDMStochastic,
+        KDPM2,
+        KDPM2Ancestral,
+        LMS,
+        IPNDM,
+        PNDM,
+        DEIS,
+        DPM2,
+        DPM3,
+        DPMpp2S,
         DPMpp2M,
+        Restart,
+        DPMpp3M,
+        SDEDPMpp2M,
+        SDEDPMpp3M,
+        UniPC2,
+        UniPC3,
+        ExponentialAdams,
+        SASolver,
+        ERSDE,
+        Seeds,
         PredictorCorrector,
+        AnnealedLangevin,
     )
 }
 

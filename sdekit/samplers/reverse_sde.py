@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sdekit._math import sqrt
+from sdekit._math import sqrt, value
 from sdekit.errors import unknown_name
 from sdekit.samplers.base import Path, Sampler, step
 from sdekit.samplers.grids import Grid
@@ -102,7 +102,7 @@ class Ancestral(Sampler):
             raise unknown_name("variance", self.variance, ("published", "posterior", "forward"))
 
     def recipe(self, path: Path) -> Iterator[Instruction]:
-        squares = [(float(node.alpha) ** 2, float(node.sigma) ** 2) for node in path.nodes]
+        squares = [(value(node.alpha) ** 2, value(node.sigma) ** 2) for node in path.nodes]
         preserving = all(a > 0 and abs(a + s - 1) < 1e-6 for a, s in squares)
         forward = self.variance == "forward" or (self.variance == "published" and preserving)
         for i in range(path.steps):
@@ -125,5 +125,6 @@ class DDPM(Ancestral):
 
     name: ClassVar[str] = "ddpm"
     reference: ClassVar[str] = "Ho, Jain and Abbeel 2020, algorithm 2 and equation 7"
+    exact_for: ClassVar[frozenset[str]] = frozenset({"point"})
 
     variance: str = "posterior"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sdekit.errors import NonFiniteError, check_count
 from sdekit.noise import Noise, Recorded
-from sdekit.samplers.execute import Program, execute
+from sdekit.samplers.execute import Program, Watch, execute
+from sdekit.samplers.picard import picard
 from sdekit.samplers.plan import Evaluate, Instruction
 from sdekit.score.model import Denoiser
 from sdekit.solution import Solution
@@ -58,6 +59,10 @@ class Run:
     saved: Sequence[int] = ()
     callback: Callable[[int, float, Tensor], None] | None = None
     progress: bool = False
+    window: int | None = None
+    tolerance: float = 0.0
+    sweeps: int = field(default=0, init=False)
+    evaluations: int = field(default=0, init=False)
     cause: str = field(default="too few steps, or a network that returns NaN", init=False)
 
     def start(self, tile: Tile) -> tuple[Tensor, Tensor]:
@@ -94,23 +99,24 @@ class Run:
             if self.callback is not None:
                 self.callback(i, float(nodes[i].t), x)
 
+        seen = watch if bar is not None or self.callback is not None else None
         x_parts: list[Tensor] = []
         xs_parts: list[Tensor] = []
         try:
             for tile in work:
+                kept_rows = slice(tile.first, tile.last)
                 x, ids = self.start(tile)
-                x, kept = execute(
-                    self.program,
-                    self.model,
-                    x,
-                    self.noise,
-                    ids,
-                    saved=self.saved,
-                    watch=watch if bar is not None or self.callback is not None else None,
-                )
-                x_parts.append(x[tile.first : tile.last])
+                if self.window is None:
+                    x, kept = execute(
+                        self.program, self.model, x, self.noise, ids, saved=self.saved, watch=seen
+                    )
+                    self.evaluations += self.program.plan.nfe * x.shape[0]
+                else:  # rows that pad the tile would only cost evaluations
+                    x, kept = self.iterate(x[kept_rows], ids[kept_rows], seen)
+                    kept_rows = slice(None)
+                x_parts.append(x[kept_rows])
                 if self.saved:
-                    xs_parts.append(torch.stack([kept[i][tile.first : tile.last] for i in self.saved]))
+                    xs_parts.append(torch.stack([kept[i][kept_rows] for i in self.saved]))
         finally:
             if bar is not None:
                 bar.close()
@@ -119,6 +125,24 @@ class Run:
             return empty, empty.expand(len(nodes), *self.shape) if self.saved else None
         x = x_parts[0] if len(x_parts) == 1 else torch.cat(x_parts)
         return x, torch.cat(xs_parts, dim=1) if xs_parts else None
+
+    def iterate(self, x: Tensor, ids: Tensor, watch: Watch | None) -> tuple[Tensor, dict[int, Tensor]]:
+        """One tile by Picard sweeps; ``sweeps`` counts those of the tile that took most."""
+        assert self.window is not None
+        found = picard(
+            self.program,
+            self.model,
+            x,
+            self.noise,
+            ids,
+            window=self.window,
+            tolerance=self.tolerance,
+            saved=self.saved,
+            watch=watch,
+        )
+        self.sweeps = max(self.sweeps, found.sweeps)
+        self.evaluations += found.evaluations
+        return found.x, found.states
 
     def locate(self) -> Tensor:
         """Replay to find the step at which each sample failed, (n,) int64, -1 for none; sets ``cause``."""

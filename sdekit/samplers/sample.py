@@ -1,28 +1,19 @@
-"""sample: run a plan with a model, in tiles, and say how each sample ended."""
+"""sample: from noise to data, by any sampler."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from operator import index
 
 import torch
 from torch import Tensor
 
-from sdekit.errors import ShapeError, check_first_id, check_state
-from sdekit.noise import Noise, Philox, Recorded, as_noise
+from sdekit.noise import Noise
 from sdekit.samplers.base import Sampler
-from sdekit.samplers.build import GridLike, as_grid, check_initial, plan, same_schedule
-from sdekit.samplers.execute import prepare
-from sdekit.samplers.pilot import statistics
+from sdekit.samplers.build import GridLike
+from sdekit.samplers.launch import launch
 from sdekit.samplers.plan import Plan
-from sdekit.samplers.registry import as_sampler
-from sdekit.samplers.run import Run, finite_rows
 from sdekit.score.model import Denoiser
-from sdekit.sde.reverse import probability_flow
-from sdekit.solution import Solution, Stats, Status
-from sdekit.solvers.solve import solve
+from sdekit.solution import Solution
 
 __all__ = ["sample"]
 
@@ -50,6 +41,8 @@ def sample(
     backend: str = "auto",
     throw: bool = True,
     gradient: str | None = None,
+    parallel: int | None = None,
+    tolerance: float | None = None,
 ) -> Solution:
     """Samples of the model's data law: the reverse process from t_max to t_min.
 
@@ -84,206 +77,50 @@ def sample(
         False marks failed samples in ``status`` instead of raising.
     gradient
         None keeps the graph if x_init requires grad; "backprop" always keeps it.
+    parallel
+        None evaluates one time after another. A number W evaluates the next W times of every sample in one
+        network call and repeats until they agree (see `picard`): fewer calls in a row, more evaluations in
+        all. Plans without `Apply` only; the network must take any number of rows.
+    tolerance
+        Of a parallel run, 1e-3 unless given: an evaluation is accepted once the RMS change of its input,
+        sample by sample, is below tolerance times the marginal's standard deviation there.
 
     Returns
     -------
-    Solution; ``stats.nfe`` counts evaluations for one sample.
+    Solution; ``stats.nfe`` counts calls one after another: evaluations for one sample, or the sweeps of a
+    parallel run; ``stats.evaluations`` counts rows sent to the network.
 
     Raises
     ------
     NonFiniteError: naming sample, time, step and likely cause, with ``.solution``. ShapeError: network
     or x_init of the wrong shape. UnknownNameError, ValueError: as in `sdekit.plan`.
     """
-    started = time.perf_counter()
-    _check_options(model, backend, save, gradient)
-    shape = _check_shape(shape, model)
-    x_init = None if x_init is None else check_initial(check_state(x_init, "x_init"), shape)
-    dtype, device = _dtype_device(model, x_init, dtype, device)
-    source = as_noise(seed, noise)
-    keep_graph = gradient == "backprop" or (
-        x_init is not None and x_init.requires_grad and torch.is_grad_enabled()
-    )
-    with torch.set_grad_enabled(keep_graph):
-        if sampler == "rk45":
-            for given in (steps, nfe, grid, batch_size, save):
-                if given is not None:
-                    raise ValueError(
-                        "'rk45' chooses its own steps, sample by sample; steps, nfe, grid, batch_size and "
-                        "save do not apply. Next: sdekit.solve(sdekit.probability_flow(process, model), ...) "
-                        "takes rtol, atol and save_at."
-                    )
-            first_id = check_first_id(first_id, shape[0])
-            return _adaptive(
-                model, shape, end, eta, source, first_id, x_init, dtype, device, progress, callback, throw
-            )
-        made = _make_plan(model, sampler, shape, steps, nfe, grid, end, eta, dtype, device)
-        run = Run(
-            model,
-            prepare(made, model.predicts, model.data_std),
-            source,
-            shape,
-            check_first_id(first_id, shape[0]),
-            dtype,
-            device,
-            x_init,
-            batch_size,
-            saved=range(len(made.nodes)) if save else (),
-            callback=callback,
-            progress=progress,
+    if end not in ("t_min", "clean"):
+        raise ValueError(
+            f"end must be 't_min' or 'clean', got {end!r}. Next: sdekit.encode goes from data to noise."
         )
-        x, xs = run()
-    status, failed_step = _status(run, x)
-    times = torch.tensor(made.times, dtype=torch.float64)
-    solution = Solution(
-        x=x,
-        ts=times if save else times[[0, -1]],
-        xs=xs,
-        stats=Stats(
-            nfe=made.nfe, steps=made.steps, accepted=made.steps, seconds=time.perf_counter() - started
-        ),
-        status=status,
-        failed_step=failed_step,
-        failed_at=torch.where(failed_step >= 0, times[failed_step.clamp(min=0)], torch.nan),
-    )
-    if throw and not solution.ok:
-        raise run.failure(solution)
-    return solution
-
-
-def _status(run: Run, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(status, failed_step), the step found by a replay where the noise is a pure function."""
-    n = run.shape[0]
-    bad = ~finite_rows(x) if x.numel() else torch.zeros(n, dtype=torch.bool)
-    step = torch.full((n,), -1, dtype=torch.int64)
-    if bool(bad.any()) and isinstance(run.noise, Philox | Recorded):
-        with torch.no_grad():
-            step = torch.where(bad, run.locate(), step)
-    return bad.to(torch.int64) * int(Status.NON_FINITE), step
-
-
-def _check_options(model: object, backend: str, save: str | None, gradient: str | None) -> None:
-    if not isinstance(model, Denoiser):
-        raise TypeError(
-            f"model must be a Denoiser, got {type(model).__name__}. Next: sdekit.Denoiser(net, process, "
-            f"predicts=...) for a network, target.denoiser(process) for a closed-form law."
-        )
-    if backend not in ("auto", "eager"):
-        raise ValueError(f"backend must be 'auto' or 'eager', got {backend!r}.")
-    if save not in (None, "all"):
-        raise ValueError(f"save must be None or 'all', got {save!r}.")
-    if gradient not in (None, "backprop"):
-        raise ValueError(f"gradient must be None or 'backprop', got {gradient!r}.")
-
-
-def _check_shape(shape: int | Sequence[int], model: Denoiser) -> tuple[int, ...]:
-    given = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    try:
-        sizes = tuple(-1 if isinstance(n, bool) else index(n) for n in given)
-    except TypeError:
-        sizes = ()
-    if not sizes or min(sizes) < 0:
-        raise ShapeError(f"shape must be (n, *event) of whole numbers >= 0, got {shape!r}.")
-    event = getattr(model, "event_shape", None)
-    if event is not None and sizes[1:] != event:
-        raise ShapeError(
-            f"shape must be (n, {', '.join(map(str, event))}), the event shape of {model!r}, got {sizes}. "
-            f"Next: shape=(n, *target.event_shape)."
-        )
-    return sizes
-
-
-def _dtype_device(
-    model: Denoiser, x_init: Tensor | None, dtype: torch.dtype | None, device: torch.device | str | None
-) -> tuple[torch.dtype, torch.device]:
-    if dtype is None:
-        dtype = torch.float32 if x_init is None else x_init.dtype
-    if not dtype.is_floating_point:
-        raise ShapeError(f"dtype must be floating, got {dtype}.")
-    if device is None:
-        device = x_init.device if x_init is not None else torch.device("cpu")
-        if x_init is None and isinstance(model.net, torch.nn.Module):
-            device = next((p.device for p in model.net.parameters()), device)
-    return dtype, torch.device(device)
-
-
-def _make_plan(
-    model: Denoiser,
-    sampler: str | Sampler | Plan,
-    shape: Sequence[int],
-    steps: int | None,
-    nfe: int | None,
-    grid: GridLike,
-    end: str,
-    eta: float | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Plan:
-    if isinstance(sampler, Plan):
-        if steps is not None or nfe is not None or grid is not None or eta is not None or end != "t_min":
-            raise ValueError(
-                "a Plan holds its own steps, grid, end and eta; pass it alone, or pass the sampler's name."
-            )
-        same_schedule(sampler, model.process)
-        return sampler
-    method = as_sampler(sampler)
-    data_std, data_spread = 1.0, 1.0
-    if model.data_std is not None or method.uses_data or as_grid(grid, method).uses_data:
-        data_std, data_spread = statistics(model, tuple(shape[1:]), dtype=dtype, device=device)
-    return plan(
-        method,
-        model.process,
+    return launch(
+        model,
+        shape,
+        sampler=sampler,
         steps=steps,
         nfe=nfe,
         grid=grid,
         end=end,
         eta=eta,
-        data_std=data_std,
-        data_spread=data_spread,
-        finite=not model.defined_at_pure_noise,
-    )
-
-
-def _adaptive(
-    model: Denoiser,
-    shape: Sequence[int],
-    end: str,
-    eta: float | None,
-    noise: Noise,
-    first_id: int,
-    x_init: Tensor | None,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: bool,
-    callback: Callable[[int, float, Tensor], None] | None,
-    throw: bool,
-) -> Solution:
-    """rk45 on the probability flow; ``end="clean"`` adds the Tweedie evaluation."""
-    if end not in ("t_min", "clean"):
-        raise ValueError(f"end must be 't_min' or 'clean', got {end!r}.")
-    if eta:
-        raise ValueError(
-            f"'rk45' solves the probability flow (eta = 0), got eta = {eta}. Next: 'ddim' or "
-            f"'euler-maruyama', which take any eta."
-        )
-    process = model.process
-    start = float(process.t_max if model.defined_at_pure_noise else process.finite_t_max)
-    if x_init is None:
-        ids = torch.arange(first_id, first_id + shape[0], dtype=torch.int64, device=device)
-        like = torch.empty(tuple(shape), dtype=dtype, device=device)
-        x_init = noise.initial(like, ids) * float(process.prior_std(start))
-    flow = probability_flow(process, model)
-    solution = solve(
-        flow,
-        x_init.to(dtype=dtype, device=device),
-        (start, float(process.t_min)),
-        solver="rk45",
+        seed=seed,
+        noise=noise,
         first_id=first_id,
+        x_init=x_init,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+        save=save,
         progress=progress,
         callback=callback,
+        backend=backend,
         throw=throw,
+        gradient=gradient,
+        parallel=parallel,
+        tolerance=tolerance,
     )
-    if end == "clean":
-        stats = replace(solution.stats, nfe=solution.stats.nfe + 1)
-        x = model.x0(solution.x, float(process.t_min))
-        solution = replace(solution, x=x, stats=stats)
-    return solution

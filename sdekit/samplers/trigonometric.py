@@ -27,20 +27,20 @@ from typing import ClassVar, TypeAlias
 
 from torch import Tensor
 
-from sdekit._math import table
+from sdekit._math import exp, expm1, log1p, sqrt, table
 from sdekit._typing import Number
 from sdekit.samplers.base import Path, Sampler
 from sdekit.samplers.grids import Grid
 from sdekit.samplers.plan import Instruction, combine, state
 from sdekit.samplers.weights import kernel, lagrange
 
-__all__ = ["KernelQuadrature", "TrigAdams"]
+__all__ = ["KernelQuadrature", "TrigAdams", "Trigonometric"]
 
 Rule: TypeAlias = "tuple[int, tuple[int, ...]]"
 
 
 @dataclass(frozen=True)
-class _Trigonometric(Sampler):
+class Trigonometric(Sampler):
     """The recipe; a subclass gives the scale c, the number of nodes and the weights of a step."""
 
     uses_data: ClassVar[bool] = True
@@ -52,6 +52,10 @@ class _Trigonometric(Sampler):
 
     def history(self, path: Path) -> int:
         raise NotImplementedError
+
+    def stochasticity(self, path: Path) -> float:
+        """eta: 0 is the probability flow (see `sdekit.samplers.gaussian_split` for the rest)."""
+        return 0.0
 
     def quadrature(
         self, path: Path, c: float, phi: Tensor, rho: Tensor, width: Tensor, ends: tuple[Tensor, Tensor]
@@ -70,19 +74,14 @@ class _Trigonometric(Sampler):
             group = [k for k, nodes in enumerate(kept) if len(nodes) == size]
             steps = [rules[k][0] for k in group]
             width = table([path.angle(i + 1, i, c) for i in steps])
-            if size == 1:
-                w = width[:, None]
-            else:
-                w = self.quadrature(
-                    path,
-                    c,
-                    table(
-                        [[path.angle(j, i, c) for j in kept[k]] for k, i in zip(group, steps, strict=True)]
-                    ),
-                    table([[path.rho[j] for j in kept[k]] for k in group]),
-                    width,
-                    (table([path.rho[i] for i in steps]), table([path.rho[i + 1] for i in steps])),
-                )
+            w = self.quadrature(
+                path,
+                c,
+                table([[path.angle(j, i, c) for j in kept[k]] for k, i in zip(group, steps, strict=True)]),
+                table([[path.rho[j] for j in kept[k]] for k in group]),
+                width,
+                (table([path.rho[i] for i in steps]), table([path.rho[i + 1] for i in steps])),
+            )
             rows: list[Sequence[Number]] = list(w) if w.requires_grad else w.tolist()
             for k, row in zip(group, rows, strict=True):
                 # A node that was dropped is the oldest: its weight is zero.
@@ -90,7 +89,7 @@ class _Trigonometric(Sampler):
         return found
 
     def recipe(self, path: Path) -> Iterator[Instruction]:
-        c, k = self.scale(path), self.history(path)
+        c, k, eta = self.scale(path), self.history(path), self.stochasticity(path)
         old = [tuple(range(i, max(i - k, -1), -1)) for i in range(path.steps)]
         predictors = self.weights(path, list(enumerate(old)), c)
         correctors = self.weights(path, [(i, (i + 1, *old[i][: k - 1])) for i in range(path.steps - 1)], c)
@@ -99,23 +98,34 @@ class _Trigonometric(Sampler):
         for i in range(path.steps):
             history = [f"F[{j}]" for j in old[i]]
             if i + 1 == path.steps:
-                yield _advance(state(i + 1), path, i, predictors[i], history, c)
+                yield _advance(state(i + 1), path, i, predictors[i], history, c, eta)
                 return
             guess, denoised, fresh = f"p[{i + 1}]", f"D[{i + 1}]", f"P[{i + 1}]"
-            yield _advance(guess, path, i, predictors[i], history, c)
+            yield _advance(guess, path, i, predictors[i], history, c, eta)
             yield path.evaluate(denoised, guess, i + 1)
             yield _normalised(fresh, path, i + 1, guess, denoised, c)
-            yield _advance(state(i + 1), path, i, correctors[i], [fresh, *history[: k - 1]], c)
+            yield _advance(state(i + 1), path, i, correctors[i], [fresh, *history[: k - 1]], c, eta)
             yield _normalised(f"F[{i + 1}]", path, i + 1, state(i + 1), denoised, c)
 
 
 def _advance(
-    out: str, path: Path, i: int, weights: Sequence[Number], values: Sequence[str], c: float
+    out: str, path: Path, i: int, weights: Sequence[Number], values: Sequence[str], c: float, eta: float
 ) -> Instruction:
-    """N' (x/N - sum_j w_j F_j)."""
+    """N' ((u'/u)^(eta^2/2) x/N - sum_j w_j F_j + sqrt(1 - (u'/u)^(eta^2)) xi), u = (N/alpha)^2."""
     grow = path.norm(i + 1, c)
+    keep, noise = _decay(path, i, c, eta)
     terms = [(-grow * w, name) for w, name in zip(weights, values, strict=True)]
-    return combine(out, [(grow / path.norm(i, c), state(i)), *terms])
+    return combine(out, [(grow * keep / path.norm(i, c), state(i)), *terms], [(grow * noise, i)])
+
+
+def _decay(path: Path, i: int, c: float, eta: float) -> tuple[Number, Number]:
+    """(u'/u)^(eta^2/2) and sqrt(1 - (u'/u)^(eta^2)), by 1 - u'/u = v/N^2 without cancellation."""
+    if eta == 0:
+        return 1.0, 0.0
+    if path[i].alpha == 0:
+        return 0.0, 1.0
+    change = eta * eta * log1p(-path.back(i, i + 1)[1] / path.norm(i, c) ** 2)
+    return exp(change / 2), sqrt(-expm1(change))
 
 
 def _normalised(out: str, path: Path, i: int, x: str, denoised: str, c: float) -> Instruction:
@@ -126,7 +136,7 @@ def _normalised(out: str, path: Path, i: int, x: str, denoised: str, c: float) -
 
 
 @dataclass(frozen=True)
-class TrigAdams(_Trigonometric):
+class TrigAdams(Trigonometric):
     """Variable-step Adams predictor-corrector in phi (order p = 4; 3 below 6 evaluations).
 
     order: 1 to 5, the nodes of predictor and corrector; None takes 4, or 3 on fewer than 6 intervals.
@@ -137,6 +147,7 @@ class TrigAdams(_Trigonometric):
     order: ClassVar[int] = 4
     reference: ClassVar[str] = "sdekit; coordinate of Lu and Song 2024 (TrigFlow)"
     default_grid: ClassVar[Grid] = Grid("quantile-narrow")
+    exact_for: ClassVar[frozenset[str]] = frozenset({"normal"})
 
     nodes: int | None = None
 
@@ -155,7 +166,7 @@ class TrigAdams(_Trigonometric):
 
 
 @dataclass(frozen=True)
-class KernelQuadrature(_Trigonometric):
+class KernelQuadrature(Trigonometric):
     """Bayesian quadrature of F with the covariance of `weights.features`; the default sampler.
 
     c = sqrt(s s2). Large gaps and noisy nodes lose weight by themselves; on fine grids the weights tend
@@ -168,6 +179,7 @@ class KernelQuadrature(_Trigonometric):
     order: ClassVar[int] = 5
     reference: ClassVar[str] = "sdekit; Bayesian quadrature after O'Hagan 1991"
     default_grid: ClassVar[Grid] = Grid("quantile")
+    exact_for: ClassVar[frozenset[str]] = frozenset({"normal"})
 
     noise: float = 0.003
     kappa: float | None = None
@@ -181,6 +193,8 @@ class KernelQuadrature(_Trigonometric):
     def quadrature(
         self, path: Path, c: float, phi: Tensor, rho: Tensor, width: Tensor, ends: tuple[Tensor, Tensor]
     ) -> Tensor:
+        if phi.shape[-1] == 1:
+            return width[:, None]
         kappa = (1.0 if path.steps >= 10 else 0.0) if self.kappa is None else self.kappa
         s, s2 = path.data_std, path.data_spread
         return kernel(phi, rho, width, *ends, c=c, s=s, s2=s2, noise=self.noise, kappa=kappa)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["exponential", "kernel", "lagrange"]
+__all__ = ["exponential", "kernel", "lagrange", "lagrange_basis"]
 
 _GAUSS = {n: np.polynomial.legendre.leggauss(n) for n in (4, 10, 16)}
 
@@ -36,7 +36,7 @@ def lagrange(node_phi: Tensor, width: Tensor) -> Tensor:
     node_phi: (m, k) angles from the start of each step, distinct; width: (m,) the step, signed.
     """
     u, weight = _gauss(4)
-    basis = _lagrange_basis(node_phi, width[:, None] * u)
+    basis = lagrange_basis(node_phi, width[:, None] * u)
     return (weight[:, None] * basis).sum(1) * width[:, None]
 
 
@@ -56,11 +56,11 @@ def exponential(nodes: Tensor, width: Tensor, rate: float | Tensor) -> Tensor:
     weight = (weight / panels).repeat(panels)
     points = width[:, None] * u
     decay = torch.exp(-rates[:, None] * (width[:, None] - points))
-    basis = _lagrange_basis(nodes, points)
+    basis = lagrange_basis(nodes, points)
     return ((weight * decay)[:, :, None] * basis).sum(1) * width[:, None]
 
 
-def _lagrange_basis(nodes: Tensor, points: Tensor) -> Tensor:
+def lagrange_basis(nodes: Tensor, points: Tensor) -> Tensor:
     """(m, q, k): the Lagrange basis on nodes (m, k) at points (m, q)."""
     numerator = points[:, :, None] - nodes[:, None, :]
     denominator = nodes[:, :, None] - nodes[:, None, :]

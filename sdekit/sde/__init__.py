@@ -4,6 +4,7 @@ from sdekit.sde.base import ODE, SDE
 from sdekit.sde.classic import GeometricBrownian
 from sdekit.sde.diffusion import EDM, VE, VP, Cosine, DiscreteVP, RectifiedFlow, SubVP
 from sdekit.sde.gaussian import GaussianDiffusion
+from sdekit.sde.langevin import Langevin
 from sdekit.sde.laws import LogNormal, MultivariateNormal, Normal
 from sdekit.sde.linear import BrownianMotion, LinearSDE, OrnsteinUhlenbeck
 from sdekit.sde.reverse import ProbabilityFlow, ReverseSDE, probability_flow, reverse
@@ -20,6 +21,7 @@ __all__ = [
     "DiscreteVP",
     "GaussianDiffusion",
     "GeometricBrownian",
+    "Langevin",
     "LinearSDE",
     "LogNormal",
     "MultivariateNormal",

@@ -7,11 +7,15 @@ from sdekit.solvers.base import Attempt, EmbeddedSolver, Interval, Solver, Solve
 from sdekit.solvers.control import Controller
 from sdekit.solvers.euler import EulerMaruyama
 from sdekit.solvers.external import Scipy, TorchDiffEq
+from sdekit.solvers.langevin import MALA, ULA, Acceptance
 from sdekit.solvers.runge_kutta import DormandPrince, Euler, Heun, RungeKutta
 from sdekit.solvers.solve import solve
 from sdekit.solvers.tableaus import Tableau
 
 __all__ = [
+    "MALA",
+    "ULA",
+    "Acceptance",
     "Attempt",
     "Controller",
     "DormandPrince",

@@ -238,7 +238,7 @@ def test_every_mutated_coefficient_changes_the_certificate(name, process):
             float((certificate.law.std - honest.law.std).abs().max()),
             float((certificate.law.mean - honest.law.mean).abs().max()),
         )
-        assert moved > 1e-9, (place, moved)  # the first steps are forgotten, but not quite
+        assert moved > 1e-11, (place, moved)  # first steps and inner stages matter little, but they do
         measured = impulse_law(changed, target, law)
         torch.testing.assert_close(certificate.law.std, measured.std, **EXACT)
         torch.testing.assert_close(certificate.law.mean, measured.mean, **EXACT)

@@ -65,9 +65,11 @@ def test_samples_follow_the_certified_law(name, process, d, end):
 def test_a_three_percent_error_in_one_weight_is_seen(name, what, steps):
     """The control: the certificate of a plan with one wrong weight disagrees with samples of the right one.
 
-    The weight is the one that matters most; single noises matter when there are few.
+    The weight is the one that matters most; single noises matter when there are few. Restart's are few
+    at any number of steps, and lost in the error of two.
     """
     law, target = PROCESSES["VP"], gaussian(8, rotated=True)
+    steps = 20 if name == "restart" else steps
     plan = sk.plan(sampler(name), law, steps=steps, data_std=target.data_std)
     samples = draw(plan, target, law, seed=3, n=(8 if steps > 2 else 16) * N)
     honest = sk.certify(plan, target, law)

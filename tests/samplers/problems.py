@@ -26,6 +26,8 @@ def declared(name):
 AFFINE = [name for name in NAMES if declared(name).affine]
 STOCHASTIC = [name for name in NAMES if declared(name).stochastic]
 DETERMINISTIC = [name for name in NAMES if not declared(name).stochastic]
+POINT = [name for name in NAMES if "point" in SAMPLERS[name].exact_for]
+NORMAL = [name for name in NAMES if "normal" in SAMPLERS[name].exact_for]
 
 
 def ddpm_table(n: int = 1000) -> sk.DiscreteVP:

@@ -37,7 +37,7 @@ def run(target, process, name, n, *, dtype, device, **options):
 @pytest.mark.parametrize("name", NAMES)
 def test_sample_17_alone_is_sample_17_of_64(name, target, state, device):
     law = TARGETS[target]
-    for process in ("VP", "RectifiedFlow"):
+    for process in ("VP", "RectifiedFlow") if state == torch.float32 else ("RectifiedFlow",):
         everybody = run(law, PROCESSES[process], name, 64, dtype=state, device=device)
         for i in ODD:
             alone = run(law, PROCESSES[process], name, 1, first_id=i, dtype=state, device=device)
@@ -48,7 +48,8 @@ def test_sample_17_alone_is_sample_17_of_64(name, target, state, device):
 @pytest.mark.parametrize("name", NAMES)
 def test_any_split_of_the_batch_on_any_process(name, process, device):
     law, target = PROCESSES[process], TARGETS["rotated gaussian"]
-    for state in (torch.float32, torch.float64):
+    # Kernels know no process: the second dtype is tried on one.
+    for state in (torch.float32, torch.float64) if process == "VP" else (torch.float32,):
         whole = run(target, law, name, 37, dtype=state, device=device, end="clean")
         parts, start = [], 0
         for n in (1, 2, 3, 5, 7, 19):

@@ -21,6 +21,11 @@ from sdekit.samplers.registry import SAMPLERS
 from tests.samplers.problems import AFFINE, DETERMINISTIC, PROCESSES, flow_reference, mixture, smooth_times
 
 ORDER_PROCESSES = ["VP", "VE", "Cosine", "RectifiedFlow"]
+#: The map in z and rho is the same on every process: two of them every time, the others in the long run.
+MIXTURE_PROCESSES = [
+    *ORDER_PROCESSES[:2],
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ORDER_PROCESSES[2:]),
+]
 
 
 def required(p: int) -> float:
@@ -54,17 +59,17 @@ def test_declared_order_on_a_gaussian(name, process):
     slope = gaussian_slope(name, PROCESSES[process])
     assert slope >= required(p)
     if p <= 2:
-        assert slope <= p + 0.6, "the declared order is too low"
+        assert slope <= p + 0.7, "the declared order is too low"
 
 
-@pytest.mark.parametrize("process", ORDER_PROCESSES)
+@pytest.mark.parametrize("process", MIXTURE_PROCESSES)
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_declared_order_on_a_mixture(name, process):
     p = SAMPLERS[name].order
     slope = mixture_slope(name, PROCESSES[process])
     assert slope >= required(p)
     if p <= 2:
-        assert slope <= p + 0.6, "the declared order is too low"
+        assert slope <= p + 0.7, "the declared order is too low"
 
 
 @pytest.mark.parametrize("process", ["VE", "RectifiedFlow"])
@@ -77,7 +82,42 @@ def test_kernel_quadrature_over_the_whole_range_of_the_process(process):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", [n for n in AFFINE if "eta" in SAMPLERS[n].__dataclass_fields__])
 def test_order_at_any_eta(name, eta):
-    assert gaussian_slope(SAMPLERS[name](eta=eta), PROCESSES["VP"]) >= 0.9
+    sampler = SAMPLERS[name](eta=eta)
+    assert gaussian_slope(sampler, PROCESSES["VP"]) >= required(sampler.order)
+
+
+OPTIONS = {
+    sk.samplers.DPM2(r1=0.3): 2,
+    sk.samplers.DPMpp2S(r1=0.7): 2,
+    sk.samplers.DPM3(r1=0.5): 3,
+    **{sk.samplers.LMS(nodes=n): n for n in (1, 2, 3)},
+    **{sk.samplers.IPNDM(nodes=n): n for n in (1, 2, 3)},
+    sk.samplers.IPNDM(compat="published"): 2,
+    sk.samplers.PNDM(compat="published"): 2,
+    **{sk.samplers.DEIS(degree=r): r + 1 for r in (0, 1, 2)},
+    sk.samplers.DEIS(form="rho"): 4,
+    sk.samplers.DEIS(form="lambda"): 4,
+    sk.samplers.EDMStochastic(s_churn=10.0): 2,
+    sk.samplers.Restart(intervals=((0.5, 2.0, 1, None), (0.12, 0.6, 3, None))): 2,
+}
+
+
+@pytest.mark.parametrize("sampler", OPTIONS, ids=repr)
+def test_declared_order_of_options(sampler):
+    """An object's order is that of its options, on a Gaussian and, without noise, on a mixture."""
+    p = OPTIONS[sampler]
+    assert sampler.order == p
+    slopes = [gaussian_slope(sampler, PROCESSES["VP"])]
+    if not sampler.stochastic:
+        slopes.append(mixture_slope(sampler, PROCESSES["VE"]))
+    assert min(slopes) >= required(p)
+    if p <= 2:
+        assert max(slopes) <= p + 0.6, "the declared order is too low"
+
+
+def test_a_fixed_number_of_steps_a_pass_caps_restart():
+    """Restart's passes of two steps leave their error however fine the grid is."""
+    assert gaussian_slope(sk.samplers.Restart(intervals=((0.12, 0.6, 2, 2),)), PROCESSES["VP"]) < 0.2
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, 2.0])

@@ -183,8 +183,10 @@ def test_recorded_noise_that_is_missing_is_named(name, device):
         sk.sample(model, (4, 3), sampler=name, steps=5, noise=sk.Recorded(start[None]), x_init=start)
     with pytest.raises(IndexError, match=r"initial normal.*none was recorded.*Next"):
         sk.sample(model, (4, 3), sampler=name, steps=1, noise=sk.Recorded([start]), device=device)
+    plan = sk.plan(name, sk.VP(), steps=3)
+    noise = sk.Recorded([start] * (max(plan.draws) + 1))
     with pytest.raises(IndexError, match=r"sample id 4 was asked for"):
-        sk.sample(model, (5, 3), sampler=name, steps=1, noise=sk.Recorded([start]), x_init=torch.zeros(5, 3))
+        sk.sample(model, (5, 3), sampler=plan, noise=noise, x_init=torch.zeros(5, 3))
 
 
 # -- failures -------------------------------------------------------------------------------------------
@@ -216,7 +218,7 @@ def test_a_failing_network_is_named(name, value, device):
     failing_at = next(k for k, ins in enumerate(plan.instructions) if getattr(ins, "t", 1.0) < 0.5)
     states = (ins.out for ins in plan.instructions[failing_at:] if ins.out.startswith("x["))
     assert next(states) == f"x[{step}]"  # the first state that the failure reaches
-    first = max(ins.t for ins in plan.instructions if getattr(ins, "predicts", None) and ins.t < 0.5)
+    first = plan.instructions[failing_at].t
     for words in (
         "2 of 7 samples are not finite",
         f"first: sample 2 at step {step}, t = {plan.times[step]:g} of {name!r}",

@@ -15,10 +15,11 @@ from sdekit.samplers.weights import kernel, lagrange
 from sdekit.score.predictions import Node
 
 
-def mp_kernel_weights(rhos, rho_a, rho_b, c, s, s2, noise, kappa, points=None):
+def mp_kernel_weights(rhos, rho_a, rho_b, c, s, s2, noise, kappa, points=None, eta=0.0):
     """w = K^-1 int k(nodes, r) dphi, scaled to sum to the width: solved at 50 digits.
 
-    points None: mpmath's own quadrature; n: n-point Gauss-Legendre in ln rho.
+    points None: mpmath's own quadrature; n: n-point Gauss-Legendre in ln rho. eta: the measure
+    (1 + eta^2) (u_b/u_r)^(eta^2/2) dphi, u = c^2 + r^2, in place of dphi.
     """
     mp = mpmath.mp.clone() if hasattr(mpmath.mp, "clone") else mpmath.MPContext()
     mp.dps = 50
@@ -46,10 +47,14 @@ def mp_kernel_weights(rhos, rho_a, rho_b, c, s, s2, noise, kappa, points=None):
         )
         return total + kappa * sum(h(v, r) * h(v, q) for v in variances) / 12
 
+    def measure(q):  # dphi = c dr / (c^2 + r^2) in ln r, tilted
+        tilt = (1 + mp.mpf(eta) ** 2) * ((c * c + b * b) / (c * c + q * q)) ** (mp.mpf(eta) ** 2 / 2)
+        return tilt * c * q / (c * c + q * q)
+
     def integral(r):
         def f(log_rho):
             q = mp.exp(log_rho)
-            return k(r, q) * c * q / (c * c + q * q)  # dphi = c dr / (c^2 + r^2)
+            return k(r, q) * measure(q)
 
         start, stop = mp.log(a), mp.log(b)
         if points is None:
@@ -66,7 +71,7 @@ def mp_kernel_weights(rhos, rho_a, rho_b, c, s, s2, noise, kappa, points=None):
 
     matrix = mp.matrix([[k(r, q) for q in rhos] for r in rhos])
     weights = mp.lu_solve(matrix, mp.matrix([integral(r) for r in rhos]))
-    width = phi(b) - phi(a)
+    width = phi(b) - phi(a) if eta == 0 else mp.quad(lambda v: measure(mp.exp(v)), [mp.log(a), mp.log(b)])
     scale = width / sum(weights)
     return [float(w * scale) for w in weights]
 
