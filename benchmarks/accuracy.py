@@ -1,87 +1,375 @@
 """Error of the deterministic samplers to the exact probability-flow map, against evaluations.
 
-Error of a sample: RMS distance to the end of the same trajectory, solved to 1e-8. Reported: the median over
-128 samples, for closed-form targets on VP and EDM, and the geometric mean over them. The ratio compares the
-default sampler on its default grid with the best *single* configuration (sampler and grid) of the others at
-each number of evaluations.
+Error of a sample: RMS distance to the end of its own trajectory (see `benchmarks.problems`); reported are
+mean, median and RMSE over the samples. Every deterministic sampler of this package runs on its default grid;
+every one of diffusers, k-diffusion and azula (`benchmarks.peers`) on every grid that the libraries ship.
+
+For each suite and number of evaluations the default sampler is compared with the best *single* configuration
+of the libraries, sampler and grid: that with the smallest geometric mean of the median error over the suite.
+
+The problems of a suite run one after another. A configuration of the libraries is out, at a number of
+evaluations, once it could become the best single one only by beating the leader by more than a factor
+CATCH_UP, on geometric average, on all the problems that are left.
+
+    python -m benchmarks.accuracy [--fresh ours|peers] [--workers 2]
+
+Results are kept in benchmarks/.cache and not computed twice: a library's under its name and version, ours
+under the coefficients of the plan, so that a changed sampler is measured anew. Libraries that are not
+installed enter by what is kept of them.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.metadata
 import math
+import multiprocessing
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import sdekit as sk
+from benchmarks._cache import digest, folder, read_json, write_json
+from benchmarks.problems import CLOSED_FORM, LEARNED, Problem, problem
+from sdekit.samplers.base import Sampler
+from sdekit.samplers.registry import SAMPLERS
 
-EVALUATIONS = (6, 8, 10, 15, 20, 30, 50)
-OURS = ("kernel-quadrature", "trig-adams")
-PEERS = ("ddim", "euler", "heun", "dpmpp-2m")
-GRIDS = ("uniform-lambda", "karras", "quantile", "quadratic", "uniform-t")
-SAMPLES = 128
+__all__ = ["EVALUATIONS", "SUITES", "errors", "measure", "ours", "peer_best", "run"]
+
+EVALUATIONS = (5, 6, 8, 10, 15, 20, 30, 50, 100)
+DEFAULT = "kernel-quadrature"
+SUITES = {"closed-form": CLOSED_FORM, "learned": LEARNED}
+CATCH_UP = {"closed-form": 1.5, "learned": 2.0}
+STAND_INS = tuple(
+    f"sdekit: {sampler} on {grid}"
+    for sampler in ("ddim", "euler", "heun", "dpmpp-2m")
+    for grid in ("karras", "uniform-lambda")
+)
+"""Compared with where neither a library nor a result of one is at hand."""
+PEERS_VERSION = 1
+"""Raised when the way in which the libraries are run changes."""
+
+Figures = tuple[float, float, float]
+Row = dict[int, Figures | None]
+"""Evaluations -> (mean, median, RMSE); inf: not finite; None: no such run."""
 
 
-def targets() -> dict[str, sk.Gaussian | sk.GaussianMixture | sk.Empirical]:
-    """Closed-form laws: two Gaussians, mixtures in 2-D and 16-D, and the digits with a small bandwidth."""
-    from sklearn.datasets import load_digits
+def figures(p: Problem, x: Tensor) -> Figures:
+    """Mean, median and root mean square over the samples of their distance to the exact end."""
+    d = p.distance(x)
+    if not bool(torch.isfinite(d).all()):
+        d = torch.where(torch.isfinite(d), d, torch.inf)
+    return float(d.mean()), float(d.median()), float(d.square().mean().sqrt())
 
-    generator = torch.Generator().manual_seed(0)
-    power = torch.arange(1, 65, dtype=torch.float64)
-    angles = 2 * math.pi * torch.arange(8, dtype=torch.float64) / 8
-    ring = torch.stack([angles.cos(), angles.sin()], dim=1)
-    means = torch.randn(5, 16, generator=generator, dtype=torch.float64)
-    digits = torch.tensor(load_digits().data[:400], dtype=torch.float64) / 8 - 1
+
+def errors(
+    problems: Iterable[Problem],
+    sampler: str | Sampler,
+    grid: Any = None,
+    nfe_list: Sequence[int] = EVALUATIONS,
+    data_std: float | None = None,
+    data_spread: float | None = None,
+) -> dict[str, Row]:
+    """{problem: {nfe: (mean, median, rmse)}} of one of our samplers; None where nfe allows no plan.
+
+    grid: as in `sdekit.sample`. data_std, data_spread: in place of what the model knows.
+    """
+    found: dict[str, Row] = {}
+    for p in problems:
+        row = found.setdefault(p.name, {})
+        for nfe in nfe_list:
+            made = _plan(p, sampler, grid, nfe, data_std, data_spread)
+            row[nfe] = None if made is None else _run_plan(p, made)
+    return found
+
+
+def _plan(
+    p: Problem, sampler: str | Sampler, grid: Any, nfe: int, s: float | None = None, s2: float | None = None
+) -> sk.Plan | None:
+    known = p.model.data_std, p.model.data_spread
+    s, s2 = (s, s2) if s is not None else known
+    try:
+        return sk.plan(
+            sampler, p.model.process, nfe=nfe, grid=grid, data_std=1.0 if s is None else s, data_spread=s2,
+            finite=not p.model.defined_at_pure_noise,
+        )  # fmt: skip
+    except ValueError:  # fewer evaluations than the sampler's least
+        return None
+
+
+def _run_plan(p: Problem, made: sk.Plan) -> Figures:
+    run = sk.sample(p.model, tuple(p.start.shape), sampler=made, x_init=p.start, throw=False)
+    return figures(p, run.x)
+
+
+# Configurations.
+
+
+def ours() -> list[str]:
+    """Our deterministic samplers; each runs on its default grid."""
+    return [name for name, cls in SAMPLERS.items() if not cls.stochastic]
+
+
+@lru_cache(maxsize=1)
+def peers() -> dict[str, Any]:
+    """Name with the library's version -> `benchmarks.peers.Peer`, of the libraries that are installed."""
+    try:
+        from benchmarks.peers import available, configurations
+    except ImportError:
+        return {}
+    found = {}
+    for peer in configurations(available()):
+        library, _, rest = peer.name.partition(":")
+        found[f"{library} {importlib.metadata.version(peer.library)}:{rest}"] = peer
+    return found
+
+
+def peer_names() -> list[str]:
+    """Configurations of the libraries: installed, or else those kept, or else the stand-ins."""
+    if peers():
+        return list(peers())
+    kept = [key for suite in SUITES for key in read_json(_store(loaded(_order(suite)[0])))]
+    names = [key.rpartition(" @ ")[0] for key in kept if key.endswith(f"v{PEERS_VERSION}")]
+    return list(dict.fromkeys(names)) or list(STAND_INS)
+
+
+def _planned(p: Problem, configuration: str, nfe: int) -> sk.Plan | None:
+    """The plan of one of ours, or of a stand-in "sdekit: sampler on grid"."""
+    if configuration in STAND_INS:
+        sampler, grid = configuration.removeprefix("sdekit: ").split(" on ")
+        return _plan(p, sampler, grid, nfe)
+    return _plan(p, configuration, None, nfe)
+
+
+# Cells: what is measured, one file a problem, {key: figures}.
+
+
+@lru_cache(maxsize=64)
+def loaded(name: str) -> Problem:
+    """`problem`, kept."""
+    return problem(name)
+
+
+def _store(p: Problem) -> Path:
+    return folder("cells") / f"{digest(p.name, p.start, p.exact)}.json"
+
+
+def _key(p: Problem, configuration: str, nfe: int) -> str | None:
+    """Of ours by the plan, None where there is none; of the libraries by name."""
+    if configuration in SAMPLERS or configuration in STAND_INS:
+        made = _planned(p, configuration, nfe)
+        return None if made is None else f"plan {digest(made.to_json())}"
+    return f"{configuration} @ {nfe} v{PEERS_VERSION}"
+
+
+def cells(name: str, configurations: Iterable[str]) -> dict[str, Row]:
+    """What is kept of these configurations on a problem."""
+    p = loaded(name)
+    kept = read_json(_store(p))
+    table: dict[str, Row] = {}
+    for c in configurations:
+        keys = {nfe: _key(p, c, nfe) for nfe in EVALUATIONS}
+        found = {nfe: kept[key] for nfe, key in keys.items() if key in kept}
+        table[c] = {nfe: None if v is None else (v[0], v[1], v[2]) for nfe, v in found.items()}
+    return table
+
+
+Task = tuple[str, tuple[tuple[str, int], ...]]
+
+
+def _work(task: Task) -> tuple[str, dict[str, Figures | None]]:
+    """(problem, {key: figures}) of some (configuration, evaluations) on a problem."""
+    torch.set_num_threads(1)
+    name, pairs = task
+    p = loaded(name)
+    found: dict[str, Figures | None] = {}
+    for configuration, nfe in pairs:
+        key = _key(p, configuration, nfe)
+        assert key is not None
+        peer = peers().get(configuration)
+        if peer is not None:
+            x = peer.run(p.model, p.start, nfe)
+            found[key] = None if x is None else figures(p, x)
+        elif key not in found:
+            made = _planned(p, configuration, nfe)
+            assert made is not None
+            found[key] = _run_plan(p, made)
+    return name, found
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[Any]:
+    """An unordered map over so many processes, or in this one."""
+    if workers <= 1:
+        yield map
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield pool.imap_unordered
+
+
+def _prepare(name: str) -> None:
+    torch.set_num_threads(1)
+    loaded(name)
+
+
+def measure(
+    name: str, wanted: Mapping[str, Iterable[int]], each: Any = map, redo: Iterable[str] = ()
+) -> dict[str, Row]:
+    """Run on a problem what is not kept yet; everything that is now kept of ``wanted``.
+
+    wanted: {configuration: evaluations}. each: `map`, or that of a pool. redo: configurations to run again.
+    """
+    p, again = loaded(name), set(redo)
+    kept = read_json(_store(p))
+    pairs = []
+    for configuration, evaluations in wanted.items():
+        for nfe in evaluations:
+            key = _key(p, configuration, nfe)
+            if key is not None and (key not in kept or configuration in again):
+                pairs.append((configuration, nfe))
+    size = 16 if p.suite == "learned" else 64
+    tasks: list[Task] = [(name, tuple(pairs[i : i + size])) for i in range(0, len(pairs), size)]
+    for _, found in each(_work, tasks):
+        write_json(_store(p), read_json(_store(p)) | found)
+    return cells(name, wanted)
+
+
+def race(
+    suite: str, own: Iterable[str], others: Iterable[str], each: Any = map, redo: Iterable[str] = ()
+) -> None:
+    """Measure a suite: ours everywhere, the others for as long as they can win (see CATCH_UP).
+
+    ``others`` that are neither installed nor stand-ins enter by what is kept of them.
+    """
+    names = _order(suite)
+    behind = {nfe: dict.fromkeys(others, 0.0) for nfe in EVALUATIONS}
+    for count, name in enumerate(names, 1):
+        wanted: dict[str, list[int]] = {c: list(EVALUATIONS) for c in own}
+        for nfe, scores in behind.items():
+            for c in scores:
+                if c in peers() or c in STAND_INS:
+                    wanted.setdefault(c, []).append(nfe)
+        print(f"{suite} {count}/{len(names)}: {name}, {sum(map(len, wanted.values()))} runs", flush=True)
+        measure(name, wanted, each, redo)
+        table = cells(name, {c for scores in behind.values() for c in scores})
+        for nfe, scores in behind.items():
+            found = {c: table[c].get(nfe) for c in scores}
+            ahead = {c: scores[c] + math.log(max(v[1], 1e-300)) for c, v in found.items() if v is not None}
+            leader = min(ahead.values(), default=0.0)
+            slack = (len(names) - count) * math.log(CATCH_UP[suite])
+            behind[nfe] = {c: v for c, v in ahead.items() if v - leader <= slack}
+
+
+def _order(suite: str) -> list[str]:
+    """Cheap networks first; laws in a random order, the same in every run."""
+    names = list(SUITES[suite])
+    return names if suite == "learned" else random.Random(0).sample(names, len(names))
+
+
+# Comparison.
+
+
+def geometric(values: Iterable[float]) -> float:
+    """Geometric mean; 0 if a value is."""
+    own = list(values)
+    return 0.0 if 0.0 in own else math.exp(sum(math.log(v) for v in own) / len(own))
+
+
+def medians(tables: Mapping[str, Mapping[str, Row]], configuration: str, nfe: int) -> dict[str, float] | None:
+    """{problem: median} of a configuration, None where it has no run on one of them."""
+    found = {name: table.get(configuration, {}).get(nfe) for name, table in tables.items()}
+    own = {name: row[1] for name, row in found.items() if row is not None}
+    return own if len(own) == len(tables) else None
+
+
+def rank(
+    tables: Mapping[str, Mapping[str, Row]], names: Iterable[str], nfe: int
+) -> list[tuple[float, str, dict[str, float]]]:
+    """(geometric mean, configuration, {problem: median}), best first."""
+    rows = ((c, medians(tables, c, nfe)) for c in names)
+    return sorted((geometric(own.values()), c, own) for c, own in rows if own is not None)
+
+
+def peer_best(suite: str) -> dict[int, tuple[str, dict[str, float]]]:
+    """{nfe: (configuration, {problem: median})} of the libraries' best single one, from what is kept."""
+    names = peer_names()
+    tables = {name: cells(name, names) for name in SUITES[suite]}
+    order = {nfe: rank(tables, names, nfe) for nfe in EVALUATIONS}
+    return {nfe: (best[0][1], best[0][2]) for nfe, best in order.items() if best}
+
+
+def run(workers: int = 2, fresh: str = "") -> dict[str, Any]:
+    """{"table", "peers", "ratios", "geometric means", "errors"}; see the top."""
+    own, others = ours(), peer_names()
+    print(f"{len(own)} samplers of ours, {len(others)} configurations to compare with", flush=True)
+    if others == list(STAND_INS):
+        print("no library is installed: our own ddim, euler, heun and dpmpp-2m stand in", flush=True)
+    redo = {"ours": own, "peers": others}.get(fresh, [])
+    with _processes(workers) as each:
+        for _ in each(_prepare, [name for names in SUITES.values() for name in names]):
+            pass
+        for suite in SUITES:
+            race(suite, own, others, each, redo)
+    return compare(own, others)
+
+
+def compare(own: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
+    """The result of `run` from what is kept."""
+    from benchmarks._accuracy_report import draw, lines
+
+    tables = {suite: {n: cells(n, [*own, *others]) for n in names} for suite, names in SUITES.items()}
+    table, ratios, means = [], {}, {}
+    for suite, problems in tables.items():
+        ratios[suite], means[suite] = {}, {}
+        for nfe in EVALUATIONS:
+            mine, order = medians(problems, DEFAULT, nfe), rank(problems, others, nfe)
+            if mine is None or not order:
+                continue
+            mean, name, theirs = order[0]
+            each = {p: mine[p] / theirs[p] for p in problems}
+            worst = max(each, key=lambda p: each[p])
+            ratios[suite][nfe] = {p: float(f"{r:.3g}") for p, r in each.items()}
+            table.append(
+                {
+                    "suite": suite,
+                    "nfe": nfe,
+                    "default": geometric(mine.values()),
+                    "best peer": mean,
+                    "ratio": geometric(mine.values()) / mean,
+                    "worst": each[worst],
+                    "on": worst,
+                    "peer": name,
+                }
+            )
+        for c in [*own, *others]:
+            found = {nfe: medians(problems, c, nfe) for nfe in EVALUATIONS}
+            means[suite][c] = {n: geometric(m.values()) for n, m in found.items() if m is not None}
+    draw(means, own, DEFAULT)
     return {
-        "gaussian d=64, k^-1": sk.Gaussian(torch.zeros(64), variance=1 / power),
-        "gaussian d=64, k^-2": sk.Gaussian(torch.zeros(64), variance=16 / power**2),
-        "ring of 8, d=2": sk.GaussianMixture(torch.full((8,), 1 / 8), ring, 0.01),
-        "mixture of 5, d=16": sk.GaussianMixture(torch.full((5,), 0.2), means, 0.05),
-        "digits, d=64": sk.Empirical(digits, bandwidth=0.1),
+        "table": table,
+        "peers": len(others),
+        "evaluations": EVALUATIONS,
+        "ratios": ratios,
+        "cases": lines(means, tables, own),
     }
 
 
-def run() -> dict[str, object]:
-    """{"errors": {target: {configuration: {nfe: median}}}, "ratio": {nfe: default / best peer}}."""
-    torch.set_num_threads(2)
-    errors: dict[str, dict[str, dict[int, float]]] = {}
-    for label, target in targets().items():
-        for process in (sk.VP(), sk.EDM()):
-            model = target.denoiser(process)
-            start = process.prior((SAMPLES, *target.event_shape), seed=1, dtype=torch.float64)
-            flow = sk.probability_flow(process, model)
-            print(f"{label} on {process}", flush=True)
-            span = (process.t_max, process.t_min)
-            exact = sk.solve(flow, start, span, solver="rk45", rtol=1e-8, atol=1e-8).x
-            rows = errors.setdefault(f"{label}, {type(process).__name__}", {})
-            for name, grid in [(n, None) for n in OURS] + [(n, g) for n in PEERS for g in GRIDS]:
-                row = rows.setdefault(f"{name}{f' on {grid}' if grid else ''}", {})
-                for nfe in EVALUATIONS:
-                    x = sk.sample(
-                        model, start.shape, sampler=name, nfe=nfe, grid=grid, x_init=start, throw=False
-                    ).x
-                    distance = (x - exact).square().flatten(1).mean(1).sqrt()
-                    row[nfe] = float(distance.median())
-    configurations = next(iter(errors.values()))
-    means = {
-        name: {
-            n: math.exp(sum(math.log(rows[name][n]) for rows in errors.values()) / len(errors))
-            for n in EVALUATIONS
-        }
-        for name in configurations
-    }
-    peers = [name for name in configurations if name not in OURS]
-    best = {n: min(peers, key=lambda name: means[name][n]) for n in EVALUATIONS}
-    return {
-        "errors": errors,
-        "geometric means": means,
-        "best peer": best,
-        "ratio": {o: {n: means[o][n] / means[best[n]][n] for n in EVALUATIONS} for o in OURS},
-    }
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    from benchmarks.run import render
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy")
+    parser.add_argument("--fresh", choices=("ours", "peers"), default="", help="measure these again")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    given = parser.parse_args(arguments)
+    print(render(run(given.workers, given.fresh)["table"]))
 
 
 if __name__ == "__main__":
-    import json
-
-    result = run()
-    for key in ("ratio", "best peer", "geometric means"):
-        print(key, json.dumps(result[key], indent=1))
+    main()
