@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdekit._math import atan2, exp, log, sqrt, table, value
 from sdekit._typing import Number
-from sdekit.samplers.grids import Grid
+from sdekit.samplers.grids import AMPLIFIED, Grid
 from sdekit.samplers.plan import Combine, Evaluate, Instruction, combine, state
 from sdekit.score.predictions import Node
 
@@ -36,6 +36,7 @@ class Path:
 
     data_std s and data_spread s2: what is known of the data (see `Denoiser`). process: needed by methods
     that evaluate between the nodes. clean: whether the node of clean data follows (``end="clean"``).
+    predicts: what the network returns, None where that is not known.
     """
 
     nodes: tuple[Node, ...]
@@ -43,6 +44,12 @@ class Path:
     data_spread: float = 1.0
     process: GaussianDiffusion | None = None
     clean: bool = False
+    predicts: str | None = None
+
+    @property
+    def amplified(self) -> bool:
+        """Whether the network's error enters D multiplied by rho: it predicts eps or the score."""
+        return self.predicts in AMPLIFIED
 
     def __getitem__(self, i: int) -> Node:
         return self.nodes[i]

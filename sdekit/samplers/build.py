@@ -9,13 +9,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from sdekit.errors import ShapeError, UnknownNameError, check_count, check_positive
+from sdekit.errors import ShapeError, UnknownNameError, check_count, check_positive, unknown_name
 from sdekit.samplers.base import Path, Sampler, nodes_at
 from sdekit.samplers.encoder import encoder
 from sdekit.samplers.grids import Grid
-from sdekit.samplers.layout import check_finite, first_time, grid_times, jump
+from sdekit.samplers.layout import Known, check_finite, first_time, grid_times, jump
 from sdekit.samplers.plan import Instruction, Plan
 from sdekit.samplers.registry import as_sampler
+from sdekit.score.model import PREDICTS
 from sdekit.score.predictions import Node
 from sdekit.sde.gaussian import GaussianDiffusion
 
@@ -48,6 +49,7 @@ def plan(
     data_std: float = 1.0,
     data_spread: float | None = None,
     eta: float | None = None,
+    predicts: str | None = None,
     finite: bool = False,
 ) -> Plan:
     """The instructions of ``sampler`` on ``process``: every coefficient, before any network call.
@@ -72,6 +74,10 @@ def plan(
         What is known of the data, for samplers that use it (see `Denoiser`).
     eta
         Stochasticity, for samplers that have it: 0 probability flow, 1 reverse SDE.
+    predicts
+        What the network returns (see `Denoiser`), None where that is not known. The error of eps and score
+        networks enters the denoiser multiplied by sigma/alpha: the default sampler and its grid expect more
+        of it then.
     finite
         Start where alpha = 1e-3 if alpha(t_max) = 0, as eps and score networks need.
 
@@ -96,6 +102,9 @@ def plan(
         raise ValueError(f"end must be 't_min', 'clean' or 't_max', got {end!r}.")
     data_std = check_positive(data_std, "data_std")
     data_spread = data_std if data_spread is None else check_positive(data_spread, "data_spread")
+    if predicts is not None and predicts not in PREDICTS:
+        raise unknown_name("prediction", predicts, PREDICTS)
+    known = Known(data_std, data_spread, predicts)
     limit = (
         end == "t_max" and float(process.alpha(first_time(process, finite or method.needs_finite_drift))) == 0
     )
@@ -107,7 +116,7 @@ def plan(
     make = _cached_build if ours else _build
 
     def build(n: int) -> Plan:
-        return make(method, process, layout, n, end, data_std, data_spread, finite)
+        return make(method, process, layout, n, end, known, finite)
 
     if nfe is not None:
         if steps is not None:
@@ -157,15 +166,14 @@ def _build(
     layout: Grid,
     n: int,
     end: str,
-    data_std: float,
-    data_spread: float,
+    known: Known,
     finite: bool,
 ) -> Plan:
     if end == "t_max":
-        there = _build(method, process, layout, n, "t_min", data_std, data_spread, finite)
-        return encoder(method, process, layout, n, there, finite)
+        there = _build(method, process, layout, n, "t_min", known, finite)
+        return encoder(method, process, layout, n, known, there, finite)
     start = first_time(process, finite or method.needs_finite_drift)
-    times = grid_times(process, layout, n - 1 if end == "clean" else n, data_std, data_spread, start)
+    times = grid_times(process, layout, n - 1 if end == "clean" else n, known, start)
     nodes = nodes_at(process, times)
     if nodes[0].alpha == 0 and method.needs_finite_drift:
         raise ValueError(
@@ -173,7 +181,7 @@ def _build(
             f"where alpha = 0. Next: start at t = {process.finite_t_max:.6g} (alpha = 1e-3), or leave grid "
             f"out."
         )
-    path = Path(tuple(nodes), data_std, data_spread, process, end == "clean")
+    path = Path(tuple(nodes), *known[:2], process, end == "clean", known.predicts)
     instructions: list[Instruction] = list(method.recipe(path)) if len(nodes) > 1 else []
     check_finite(method, path, instructions)
     if end == "clean":
@@ -187,8 +195,8 @@ def _build(
         sampler=method.name,
         process=repr(process),
         end=end,
-        data_std=data_std,
-        data_spread=data_spread,
+        data_std=known.data_std,
+        data_spread=known.data_spread,
     )
 
 

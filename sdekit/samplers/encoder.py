@@ -17,7 +17,7 @@ import torch
 from sdekit.errors import CapabilityError
 from sdekit.samplers.base import Path, Sampler, nodes_at
 from sdekit.samplers.grids import Grid
-from sdekit.samplers.layout import check_finite, first_time, grid_times, jump
+from sdekit.samplers.layout import Known, check_finite, first_time, grid_times, jump
 from sdekit.samplers.plan import Instruction, Plan
 from sdekit.sde.gaussian import GaussianDiffusion
 
@@ -29,28 +29,28 @@ def encoder(
     process: GaussianDiffusion,
     layout: Grid,
     n: int,
+    known: Known,
     there: Plan,
     finite: bool,
 ) -> Plan:
     """The plan of ``method`` on the grid backwards; there: the one of the same n intervals to t_min."""
     check_direction(method, there)
-    data_std, data_spread = there.data_std, there.data_spread
     start = first_time(process, finite or method.needs_finite_drift)
     near = float(process.finite_t_max)
     if layout.intervals is not None:
-        times = grid_times(process, layout, n, data_std, data_spread, start)
+        times = grid_times(process, layout, n, known, start)
         limit = float(process.alpha(float(times[0]))) == 0
         inner = times[1:] if limit else times
         if limit and float(inner[0]) < near:
             inner = torch.cat([inner.new_tensor([near]), inner])
     else:
         limit = float(process.alpha(start)) == 0
-        inner = grid_times(process, layout, n - limit, data_std, data_spread, near if limit else start)
+        inner = grid_times(process, layout, n - limit, known, near if limit else start)
         if len(inner) == 1:
             inner = inner.new_tensor([float(process.t_min)])
         times = torch.cat([inner.new_tensor([start]), inner]) if limit else inner
     nodes = nodes_at(process, inner.flip(0))
-    path = Path(tuple(nodes), data_std, data_spread, process)
+    path = Path(tuple(nodes), known.data_std, known.data_spread, process, predicts=known.predicts)
     try:
         instructions: list[Instruction] = list(method.recipe(path)) if len(nodes) > 1 else []
     except (ArithmeticError, ValueError) as error:
@@ -66,12 +66,12 @@ def encoder(
     return Plan(
         instructions=tuple(instructions),
         nodes=tuple(nodes),
-        prior_std=float(path.norm(0, data_std)),
+        prior_std=float(path.norm(0, known.data_std)),
         sampler=method.name,
         process=repr(process),
         end="t_max",
-        data_std=data_std,
-        data_spread=data_spread,
+        data_std=known.data_std,
+        data_spread=known.data_spread,
     )
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from sdekit.errors import check_count, check_positive, unknown_name
 from sdekit.samplers.base import Path
 from sdekit.samplers.grids import Grid
-from sdekit.samplers.trigonometric import Trigonometric
+from sdekit.samplers.trigonometric import Trigonometric, expected_error, kernel_nodes
 from sdekit.samplers.weights import features, gaussian_data, kernel, lagrange, lagrange_basis
 
 __all__ = ["GaussianSplit", "split_weights"]
@@ -98,9 +98,9 @@ class GaussianSplit(Trigonometric):
 
     eta: stochasticity; None takes `stochasticity`, by the number of intervals. eta = 0 is
     `kernel-quadrature` (or `trig-adams`, with its scale sqrt(s s2)) and draws nothing. interpolant:
-    "kernel" or "lagrange". nodes: how many nodes a step uses, 1 to 8; None takes 5 for the kernel, 3 for
-    polynomials. noise: as in `KernelQuadrature`; kappa: None takes 1 from 10 intervals on (20 where
-    eta > 0.6) and 0 below.
+    "kernel" or "lagrange". nodes: how many nodes a step uses, 1 to 8; None takes 5
+    for the kernel (at eta = 0 those of `kernel-quadrature`), 3 for polynomials. noise: as in `KernelQuadrature`; kappa: None takes
+    1, but 0 where eta > 0.6 on fewer than 20 intervals.
 
     Weak order 2 (at eta = 0 the order of the probability flow's scheme): F is as rough as the noise.
     """
@@ -115,7 +115,7 @@ class GaussianSplit(Trigonometric):
     eta: float | None = None
     interpolant: str = "kernel"
     nodes: int | None = None
-    noise: float = 0.003
+    noise: float | None = None
     kappa: float | None = None
 
     def __post_init__(self) -> None:
@@ -123,7 +123,8 @@ class GaussianSplit(Trigonometric):
             raise unknown_name("interpolant", self.interpolant, ("kernel", "lagrange"))
         if self.nodes is not None and check_count(self.nodes, "nodes") > 8:
             raise ValueError(f"nodes must be at most 8, got {self.nodes}.")
-        check_positive(self.noise, "noise")
+        if self.noise is not None:
+            check_positive(self.noise, "noise")
 
     def scale(self, path: Path) -> float:
         return math.sqrt(path.data_std * path.data_spread)
@@ -131,7 +132,12 @@ class GaussianSplit(Trigonometric):
     def history(self, path: Path) -> int:
         if self.nodes is not None:
             return self.nodes
-        return 5 if self.interpolant == "kernel" else 3
+        if self.interpolant == "lagrange":
+            return 3
+        return 5 if self.stochasticity(path) > 0 else kernel_nodes(path)
+
+    def behind(self, path: Path) -> int:
+        return 5 if self.nodes is None and self.interpolant == "kernel" else super().behind(path)
 
     def stochasticity(self, path: Path) -> float:
         """eta; for None 0.4 up to 20 intervals, then rising with their root, 1 from 125 on.
@@ -144,8 +150,7 @@ class GaussianSplit(Trigonometric):
         self, path: Path, c: float, phi: Tensor, rho: Tensor, width: Tensor, ends: tuple[Tensor, Tensor]
     ) -> Tensor:
         eta = self.stochasticity(path)
-        enough = path.steps >= (10 if eta <= 0.6 else 20)
-        kappa = float(enough) if self.kappa is None else self.kappa
+        kappa = float(eta <= 0.6 or path.steps >= 20) if self.kappa is None else self.kappa
         return split_weights(
             phi,
             rho,
@@ -155,6 +160,6 @@ class GaussianSplit(Trigonometric):
             c=c,
             s=path.data_std,
             s2=path.data_spread,
-            noise=self.noise,
+            noise=expected_error(path) if self.noise is None else self.noise,
             kappa=kappa if self.interpolant == "kernel" else None,
         )

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from sdekit._typing import Array
     from sdekit.sde.gaussian import GaussianDiffusion
 
-__all__ = ["Grid"]
+__all__ = ["AMPLIFIED", "Grid"]
+
+#: Predictions k with x0 = (x - sigma k) / alpha up to a factor: an error e of the network is rho e in x0, so
+#: that the trajectory is rough where noise is high, and nodes there are worth more.
+AMPLIFIED = ("eps", "score")
 
 
 def _uniform_t(process: GaussianDiffusion, start: float, n: int, **_: Any) -> Tensor:
@@ -87,9 +91,10 @@ def _quantile(
     s2: float,
     lower: float,
     upper: float,
-    width: float = 1.8,
+    width: float | None = None,
     floor: float | None = None,
     mix: float = 0.0,
+    amplified: bool = False,
 ) -> Tensor:
     r"""Quantiles of a density in l = ln rho: flat on a plateau, Student-t (3) shoulders, and a floor.
 
@@ -97,9 +102,13 @@ def _quantile(
         k(l) = 1 on [ln(lower s), ln top], t3(distance / width) / t3(0) outside,
         top = max(lower s, upper s^(1 - mix) s2^mix).
 
-    floor None: min(0.3, 0.015 n).
+    floor None: min(0.45, 0.015 n), or min(0.9, 0.6 + 0.01 n) where the network's error is amplified
+    (`AMPLIFIED`). width None: 1.8 there and up to 20 intervals, then falling as their root, to 1.3.
     """
-    floor = min(0.3, 0.015 * n) if floor is None else floor
+    if floor is None:
+        floor = min(0.9, 0.6 + 0.01 * n) if amplified else min(0.45, 0.015 * n)
+    if width is None:
+        width = 1.8 if amplified else min(1.8, max(1.3, 1.8 * math.sqrt(20 / n)))
     a = math.log(lower * s)
     b = max(a, math.log(upper) + (1 - mix) * math.log(s) + mix * math.log(s2))
     peak = 2.0 / (math.pi * math.sqrt(3.0))  # t3(0)
@@ -140,8 +149,8 @@ _LAYOUTS = {
     "karras": (_karras, {}),
     "exponential": (_exponential, {}),
     "quadratic": (_quadratic, {}),
-    "quantile": (_quantile, {"lower": 0.35, "upper": 0.75, "mix": 0.75}),
-    "quantile-narrow": (_quantile, {"lower": 0.5, "upper": 0.5, "floor": 0.15}),
+    "quantile": (_quantile, {"lower": 0.25, "upper": 0.75, "mix": 0.75}),
+    "quantile-narrow": (_quantile, {"lower": 0.5, "upper": 0.5, "width": 1.8, "floor": 0.15}),
 }
 
 
@@ -159,8 +168,9 @@ class Grid:
         uniform-lambda   lambda = log(alpha/sigma) linear                  (Lu et al. 2022)
         karras           (sigma/alpha)^(1/7) linear, option rho = 7        (Karras et al. 2022, equation 5)
         exponential      ln(sigma/alpha) a power law, option power = 1; power = 1 is uniform-lambda
-        quantile         the default of kernel-quadrature: dense in ln(sigma/alpha) from 0.35 s to
-                         0.75 s^(1/4) s2^(3/4), with Student-t shoulders and a floor
+        quantile         the default of kernel-quadrature: dense in ln(sigma/alpha) from 0.25 s to
+                         0.75 s^(1/4) s2^(3/4), with Student-t shoulders and a floor, which is higher for
+                         networks that predict eps or the score
         quantile-narrow  the grid of trig-adams: the same with no plateau, centred at s/2
 
     ``Grid("karras", rho=5.0)`` sets an option; ``Grid.explicit(times)`` takes times from start to end.
@@ -229,8 +239,12 @@ class Grid:
         data_std: float = 1.0,
         data_spread: float | None = None,
         start: float | None = None,
+        predicts: str | None = None,
     ) -> Tensor:
-        """(n + 1,) float64 times from ``start`` (default t_max) to t_min, strictly decreasing."""
+        """(n + 1,) float64 times from ``start`` (default t_max) to t_min, strictly decreasing.
+
+        predicts: what the network returns, which shapes "quantile"; None where that is not known.
+        """
         if self.values is not None:
             return torch.tensor(self.values, dtype=torch.float64)
         n = check_count(n, "intervals")
@@ -240,6 +254,7 @@ class Grid:
         options = {**defaults, **dict(self.options)}
         if layout is _quantile:
             options["s2"] = s2
+            options.setdefault("amplified", predicts in AMPLIFIED)
         times: Tensor = layout(process, start, n, s=data_std, **options)  # type: ignore[operator]
         if bool((times.diff() >= 0).any()):
             raise ValueError(

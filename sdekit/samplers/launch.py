@@ -242,6 +242,7 @@ def _make_plan(
         eta=eta,
         data_std=data_std,
         data_spread=data_spread,
+        predicts=model.predicts,
         finite=not model.defined_at_pure_noise,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,15 @@ from sdekit.samplers.grids import Grid
 from sdekit.samplers.plan import Combine, Instruction, combine, state
 from sdekit.sde.gaussian import GaussianDiffusion
 
-__all__ = ["check_finite", "first_time", "grid_times", "jump"]
+__all__ = ["Known", "check_finite", "first_time", "grid_times", "jump"]
+
+
+class Known(NamedTuple):
+    """What is known of data and network: s, s2, and what the network predicts (None: not known)."""
+
+    data_std: float = 1.0
+    data_spread: float = 1.0
+    predicts: str | None = None
 
 
 def first_time(process: GaussianDiffusion, finite: bool) -> float:
@@ -20,13 +29,11 @@ def first_time(process: GaussianDiffusion, finite: bool) -> float:
     return float(process.finite_t_max if finite else process.t_max)
 
 
-def grid_times(
-    process: GaussianDiffusion, layout: Grid, n: int, data_std: float, data_spread: float, start: float
-) -> Tensor:
+def grid_times(process: GaussianDiffusion, layout: Grid, n: int, known: Known, start: float) -> Tensor:
     """The n intervals of a grid, inside the process; for n = 0 its first node alone."""
     if n == 0 and layout.intervals is None:
         return torch.tensor([start], dtype=torch.float64)
-    times = layout.times(process, n, data_std, data_spread, start)
+    times = layout.times(process, n, known.data_std, known.data_spread, start, known.predicts)
     first = float(times[0])
     if first > float(process.t_max) * (1 + 1e-12):
         raise ValueError(

@@ -49,6 +49,7 @@ def pilot(
         steps=8,
         data_std=0.5,
         data_spread=1.0,
+        predicts=model.predicts,
         finite=not model.defined_at_pure_noise,
     )
     like = torch.empty((samples, *shape[1:]), dtype=dtype, device=device)

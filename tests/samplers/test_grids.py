@@ -25,7 +25,7 @@ def agree_to_printed_digits(values, printed: str) -> None:
 
 
 def test_published_quantile_nodes():
-    times = sk.Grid("quantile").times(sk.EDM(0.002, 80.0), 10, 0.5, 0.6)
+    times = sk.Grid("quantile", lower=0.35).times(sk.EDM(0.002, 80.0), 10, 0.5, 0.6)
     agree_to_printed_digits(times, QUANTILE)
 
 
@@ -66,12 +66,22 @@ def test_standard_is_the_grid_of_the_publication():
     assert torch.equal(sk.Grid("standard").times(vp, 10), sk.Grid("uniform-t").times(vp, 10))
 
 
-def test_quantile_density_is_the_published_one():
+@pytest.mark.parametrize(
+    ("n", "predicts", "floor", "width"),
+    [
+        (12, None, 0.18, 1.8),
+        (12, "v", 0.18, 1.8),
+        (25, "x0", 0.375, 1.8 * math.sqrt(0.8)),
+        (50, "edm", 0.45, 1.3),
+        (12, "eps", 0.72, 1.8),
+        (50, "score", 0.9, 1.8),
+    ],
+)
+def test_quantile_density_is_the_stated_one(n, predicts, floor, width):
     """The mass of the density between neighbouring nodes is 1/n, by quadrature of its definition."""
-    s, s2, n, width = 0.5, 2.0, 12, 1.8
+    s, s2 = 0.5, 2.0
     process = sk.EDM(0.002, 80.0)
-    a, b = math.log(0.35 * s), math.log(max(0.35 * s, 0.75 * s**0.25 * s2**0.75))
-    floor = min(0.3, 0.015 * n)
+    a, b = math.log(0.25 * s), math.log(max(0.25 * s, 0.75 * s**0.25 * s2**0.75))
 
     def shape(x):
         away = torch.where(x < a, a - x, torch.where(x > b, x - b, 0.0))
@@ -81,7 +91,7 @@ def test_quantile_density_is_the_published_one():
     density = shape(grid)
     density = floor / (grid[-1] - grid[0]) + (1 - floor) * density / torch.trapezoid(density, grid)
     cdf = torch.cumulative_trapezoid(density, grid)
-    nodes = sk.Grid("quantile").times(process, n, s, s2).log()
+    nodes = sk.Grid("quantile").times(process, n, s, s2, predicts=predicts).log()
     at = cdf[torch.searchsorted(grid, nodes.flip(0)).clamp(1, len(cdf)) - 1]
     torch.testing.assert_close(at, torch.linspace(0, 1, n + 1, dtype=torch.float64), rtol=0, atol=2e-5)
 

@@ -308,7 +308,7 @@ def test_kernel_quadrature_by_hand():
         return (d - (c / size[i]) ** 2 * z) * size[i] / (rho[i] * c)
 
     def integral(nodes, values, i):
-        w = mp_kernel_weights(nodes, rho[i], rho[i + 1], c, s, s2, 0.003, 0.0, points=10)
+        w = mp_kernel_weights(nodes, rho[i], rho[i + 1], c, s, s2, 0.003, 1.0, points=10)
         return sum(wj * v for wj, v in zip(w, values, strict=True))
 
     y = x / size[0]
@@ -319,7 +319,7 @@ def test_kernel_quadrature_by_hand():
         if i + 1 == steps:
             break
         d = model.x0(guess, rho[i + 1])
-        both = [(rho[i + 1], f(guess, d, i + 1)), *newest[:4]]
+        both = [(rho[i + 1], f(guess, d, i + 1)), *newest]
         y = y - integral(*zip(*both, strict=True), i)
         history.append((rho[i + 1], f(y * size[i + 1], d, i + 1)))
     run = sk.sample(model, (4, 3), sampler=plan, x_init=x)
