@@ -96,8 +96,8 @@ def _plan(
     s, s2 = (s, s2) if s is not None else known
     try:
         return sk.plan(
-            sampler, p.model.process, nfe=nfe, grid=grid, data_std=1.0 if s is None else s, data_spread=s2, predicts=p.model.predicts,
-            finite=not p.model.defined_at_pure_noise,
+            sampler, p.model.process, nfe=nfe, grid=grid, data_std=1.0 if s is None else s, data_spread=s2,
+            predicts=p.model.predicts, finite=not p.model.defined_at_pure_noise,
         )  # fmt: skip
     except ValueError:  # fewer evaluations than the sampler's least
         return None

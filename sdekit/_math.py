@@ -59,8 +59,8 @@ def value(a: Number) -> float:
 
 def table(values: Sequence[Any]) -> Tensor:
     """Nested sequences of floats or 0-d tensors as one float64 tensor, differentiable in the latter."""
-    if not values or isinstance(values[0], int | float):
+    if all(isinstance(value, int | float) for value in values):
         return torch.tensor(values, dtype=torch.float64)
-    if isinstance(values[0], Tensor):
+    if all(isinstance(value, int | float | Tensor) for value in values):
         return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values])
     return torch.stack([table(row) for row in values])

@@ -219,7 +219,16 @@ def roundtrip(
     Parameters as in `encode`, used both ways; None leaves each its default. The error is that of two
     integrations of one flow, so it falls with more steps, and bounds neither way's alone. Where it stays
     large the flow itself is sensitive: nearby data, or data off the model's law, lie far apart in latents.
+
+    Raises
+    ------
+    TypeError: a plan, which has one direction. Others as in `encode` and `decode`.
     """
+    if isinstance(sampler, Plan):
+        raise TypeError(
+            f"roundtrip walks one sampler both ways, and a Plan has one direction; got {sampler!r}. Next: "
+            f"the sampler's name or object, or encode and decode, each with its plan."
+        )
     common: dict[str, Any] = {
         "steps": steps,
         "nfe": nfe,

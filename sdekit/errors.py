@@ -99,7 +99,8 @@ class NonFiniteError(SolveError, ArithmeticError):
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
     """The error for a name outside its registry, with the nearest known names."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+    lower = {own.lower(): own for own in names}
+    near = [lower[n] for n in difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.4)]
     hint = f"Nearest: {', '.join(map(repr, near))}. " if near else ""
     return UnknownNameError(f"unknown {kind} {name!r}. {hint}Known: {', '.join(names)}.")
 

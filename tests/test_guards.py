@@ -17,7 +17,9 @@ MODEL = TARGET.denoiser(VP)
 
 
 @pytest.mark.parametrize(
-    "call", [VP.drift, VP.diffusion, VP.marginal, MODEL.x0, MODEL.score, TARGET.score(VP)], ids=str
+    "call",
+    [VP.drift, VP.diffusion, VP.marginal, MODEL.x0, MODEL.score, TARGET.score(VP)],
+    ids=["drift", "diffusion", "marginal", "x0", "score", "score of a law"],
 )
 def test_swapped_arguments_of_methods_are_named(call) -> None:
     with pytest.raises(ArgumentOrderError, match="takes .x, t., state first.*swapped arguments"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi, norm
 
 import sdekit as sk
+from sdekit.errors import NonFiniteError
 
 #: Figures of the shipped configurations: exit variance of their (T, eps) at their levels.
 VARIANCE = {"cifar10": 1.055, "celeba": 1.031, "church": 1.025, "bedroom": 1.017, "ffhq": 1.009}
@@ -164,9 +165,22 @@ def test_budget():
         (lambda: sk.ncsn.steps([1.0, 0.1]), "one of them"),
         (lambda: sk.ncsn.overlap([0.1, 1.0], 3), "fall strictly"),
         (lambda: sk.ncsn.exit_variance([1.0], 3, 1e-5), "fall strictly"),
+        (lambda: sk.ncsn.overlap([math.inf, 1.0], 3), "finite numbers above 0"),
+        (lambda: sk.ncsn.overlap(None, 3), "numbers, got NoneType"),
+        (lambda: sk.ncsn.exit_variance([1.0, 0.5], 3, 0.5), "unstable from 2"),
+        (lambda: sk.ncsn.exit_variance([1.0, 0.1], 3, 1e9, carried=True), "unstable from 2"),
         (lambda: sk.ncsn.max_distance(torch.ones(1, 3)), "N >= 2"),
+        (lambda: sk.ncsn.max_distance("data"), "got str"),
     ],
 )
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_data_with_nan_have_no_largest_distance():
+    data = torch.ones(3, 2)
+    data[1, 0] = math.nan
+    with pytest.raises(NonFiniteError, match="first: sample 1"):
+        sk.ncsn.max_distance(data)
+    assert sk.ncsn.max_distance(torch.tensor([[0, 0], [3, 4]], dtype=torch.uint8)) == 5.0

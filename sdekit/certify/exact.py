@@ -21,7 +21,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sdekit.errors import NotAffineError
+from sdekit.errors import DirectionError, NotAffineError
 from sdekit.samplers.base import Sampler
 from sdekit.samplers.build import GridLike, plan, same_schedule
 from sdekit.samplers.plan import Combine, Evaluate, Plan, state
@@ -234,6 +234,7 @@ def certify(
     Raises
     ------
     NotAffineError: the plan has steps that are not affine. TypeError: the target is not Gaussian.
+    DirectionError: the plan goes from data to noise (end="t_max").
     """
     if not isinstance(target, Gaussian):
         raise TypeError(
@@ -285,8 +286,10 @@ def as_plan(
         given: Sequence[object] = (steps, nfe, grid, eta)
         if any(value is not None for value in given) or end != "t_min":
             raise ValueError("a Plan holds its own steps, grid, end and eta; pass it alone.")
+        _require_data(sampler.end)
         same_schedule(sampler, process)
         return sampler
+    _require_data(end)
     return plan(
         sampler,
         process,
@@ -298,3 +301,13 @@ def as_plan(
         data_std=target.data_std,
         data_spread=target.data_spread,
     )
+
+
+def _require_data(end: str) -> None:
+    """Refuse plans that go from data to noise: a certificate is of samples."""
+    if end == "t_max":
+        raise DirectionError(
+            "expected a plan from noise to data, got end = 't_max', data to noise: its output is no sample "
+            "of the data. Likely cause: a plan made for sdekit.encode. Next: certify the same sampler with "
+            "end='t_min' or 'clean'; sdekit.roundtrip measures what encoding loses."
+        )

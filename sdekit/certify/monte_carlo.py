@@ -67,6 +67,7 @@ def certify_monte_carlo(
 
     over eigendirections i, debiased by the sampling variances (to order 1/n near agreement); the
     interval is the jackknife's over ``blocks`` blocks with Student's t. Arguments as in `certify`.
+    Raises DirectionError for a plan from data to noise.
     """
     blocks = check_count(blocks, "blocks", 2)
     n = max(check_count(samples, "samples"), 4 * blocks) // blocks * blocks

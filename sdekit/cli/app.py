@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -40,26 +41,42 @@ def demo(
 
 @app.command("list")
 def list_() -> None:
-    """Every sampler and solver by name, with its order and reference."""
+    """Every sampler and solver by name, with its order and reference; from 120 columns on in full."""
     from sdekit.samplers import samplers
     from sdekit.solvers import solvers
 
     console = Console()
     for title, rows in (("Samplers: sdekit.sample(model, shape, sampler=name)", samplers()),
                         ("Solvers: sdekit.solve(system, x0, span, solver=name)", solvers())):  # fmt: skip
-        console.print(_table(title, rows))
+        console.print(_table(title, rows, narrow=console.width < 120))
 
 
-def _table(title: str, rows: object) -> Table:
-    """A rich table of a registry: a sequence of rows with named fields."""
+#: Headings where the name of the field does not serve.
+_HEADINGS = {"cls": "class", "stochastic": "noise", "evaluations": "evals", "adaptive": "adapts"}
+#: Fields that a narrow table leaves out.
+_WIDE = ("cls", "grid")
+
+
+def _table(title: str, rows: object, narrow: bool) -> Table:
+    """A rich table of a registry: a sequence of rows with named fields. narrow: without `_WIDE`."""
     records = [row._asdict() if hasattr(row, "_asdict") else vars(row) for row in rows]  # type: ignore[attr-defined]
-    table = Table(title=title, title_justify="left")
-    for name in records[0]:
-        table.add_column("class" if name == "cls" else name, overflow="fold", no_wrap=name == "name")
+    names = [name for name in records[0] if not (narrow and name in _WIDE)]
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(
+            _HEADINGS.get(name, name),
+            no_wrap=name not in ("reference", "solves", "order"),
+            max_width=11 if narrow and name == "order" else None,
+        )
     for record in records:
-        table.add_row(*({True: "yes", False: ""}.get(v, str(v)) if isinstance(v, bool) else str(v)
-                        for v in record.values()))  # fmt: skip
+        table.add_row(*(_cell(record[name], narrow and name == "solves") for name in names))
     return table
+
+
+def _cell(entry: object, first_word: bool) -> str:
+    if isinstance(entry, bool):
+        return "yes" if entry else ""
+    return str(entry).partition(" ")[0] if first_word else str(entry)
 
 
 @app.command()

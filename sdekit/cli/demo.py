@@ -21,7 +21,7 @@ from sdekit.cli.quality import judge
 from sdekit.cli.report import Curves, certificate_table, draw_certificates, draw_digits, sample_table, summary
 from sdekit.errors import NotAffineError, OptionalDependencyError
 from sdekit.matching import fit, load, nets
-from sdekit.samplers import sample, samplers
+from sdekit.samplers import plan, sample, samplers
 from sdekit.sde import VP
 from sdekit.targets import Gaussian
 
@@ -133,17 +133,24 @@ def run(out: Path, *, quick: bool = False, seed: int = 0, console: Console | Non
 
 
 def certificates(target: Gaussian, process: VP, scale: Scale, seed: int) -> Curves:
-    """By sampler and budget of evaluations: exact, or by Monte Carlo where a sampler is not affine."""
+    """By sampler and budget of evaluations: exact, or by Monte Carlo where a sampler is not affine.
+
+    A budget below what one interval of a sampler needs is left out.
+    """
     curves: Curves = {}
     for row in samplers():
         if row.name == "rk45":  # adaptive: no plan to certify
             continue
+        least = plan(row.name, process, steps=1).nfe
         try:
-            curves[row.name] = {n: certify(row.name, target, process, nfe=n) for n in scale.curve}
+            curves[row.name] = {
+                n: certify(row.name, target, process, nfe=n) for n in scale.curve if n >= least
+            }
         except NotAffineError:
             curves[row.name] = {
                 n: certify_monte_carlo(row.name, target, process, nfe=n, samples=scale.monte_carlo, seed=seed)
                 for n in scale.table
+                if n >= least
             }
     return curves
 

@@ -46,13 +46,14 @@ def sample_table(runs: dict[str, Solution], quality: dict[str, Quality]) -> Tabl
 def certificate_table(curves: Curves, budgets: tuple[int, ...]) -> Table:
     """W2 to the data law, samplers in the order of their error at the largest budget."""
     table = Table(
-        caption="W2 to the data law by evaluations (NFE). ±: Monte Carlo, 95 %. (n): NFE used, if fewer."
+        caption="W2 to the data law by evaluations (NFE). ±: Monte Carlo, 95 %. (n): NFE used, if fewer. "
+        "-: too few for one step."
     )
     table.add_column("sampler", no_wrap=True)
     for n in budgets:
         table.add_column(f"NFE {n}", justify="right")
     for name, line in sorted(curves.items(), key=lambda item: item[1][budgets[-1]].w2):
-        table.add_row(name, *(_cell(line[n], n) for n in budgets))
+        table.add_row(name, *(_cell(line[n], n) if n in line else "-" for n in budgets))
     return table
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdekit.errors import ShapeError, check_count, check_positive
+from sdekit.errors import ShapeError, check_count, check_positive, check_state
 from sdekit.samplers.annealed import AnnealedLangevin, carried_variance, minimise
 from sdekit.samplers.annealed import exit_variance as _exit_variance
 from sdekit.sde.rows import over_event
@@ -45,12 +45,19 @@ __all__ = [
 def max_distance(data: Any, block: int = 1024) -> float:
     """Technique 1: the largest Euclidean distance between two data (N, *event), float64, in their units.
 
-    N^2/2 distances, ``block`` rows at a time. Raises ShapeError for fewer than two data.
+    N^2/2 distances, ``block`` rows at a time. Raises ShapeError for fewer than two data or what is no
+    array, NonFiniteError for NaN or infinity.
     """
-    x = torch.as_tensor(data)
+    try:
+        x = torch.as_tensor(data)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ShapeError(
+            f"data must be a tensor or array of shape (N, *event), got {type(data).__name__}."
+        ) from error
     if x.ndim < 1 or x.shape[0] < 2:
         raise ShapeError(f"data must be (N, *event) with N >= 2, got shape {tuple(x.shape)}.")
-    flat = x.reshape(x.shape[0], -1).to(torch.float64)
+    x = check_state(x.to(torch.float64), "data")
+    flat = x.reshape(x.shape[0], -1)
     parts = torch.split(flat, check_count(block, "block"))
     return max(float(torch.cdist(a, b).max()) for i, a in enumerate(parts) for b in parts[i:])
 
@@ -110,10 +117,17 @@ def levels(
 
 def _ratio(sigmas: Any) -> tuple[float, float, int]:
     """(ratio, last level, L) of a falling sequence; the mean ratio where it is not geometric."""
-    s = torch.as_tensor(sigmas, dtype=torch.float64).flatten()
-    if s.numel() < 2 or not bool((s > 0).all()) or bool((s.diff() >= 0).any()):
+    try:
+        s = torch.as_tensor(sigmas, dtype=torch.float64).flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"levels must fall strictly and stay above 0, got {s[:4].tolist()}... Next: levels.flip(0)."
+            f"levels must be a tensor or list of numbers, got {type(sigmas).__name__}. Next: sk.ncsn.levels."
+        ) from error
+    falling = s.numel() > 1 and bool(((s > 0) & torch.isfinite(s)).all()) and bool((s.diff() < 0).all())
+    if not falling:
+        raise ValueError(
+            f"levels must be two or more finite numbers above 0 that fall strictly, got "
+            f"{s[:4].tolist()}{'...' if s.numel() > 4 else ''}. Next: levels.flip(0) if they rise."
         )
     return float(s[0] / s[-1]) ** (1 / (s.numel() - 1)), float(s[-1]), s.numel()
 
@@ -129,12 +143,16 @@ def exit_variance(sigmas: Any, steps_per_level: int, eps: float, *, carried: boo
         q^{2T} (g^2 - F) + F,   q = 1 - eps/sigma_L^2,   F = 2 eps/(sigma_L^2 (1 - q^2)),   g the ratio.
 
     It assumes that the level before was left exactly; ``carried=True`` gives the fixed point over levels.
+    Raises ValueError for eps >= 2 sigma_L^2, where the steps are unstable.
     """
     ratio, last, _ = _ratio(sigmas)
-    figure = carried_variance if carried else _exit_variance
-    return figure(
-        check_positive(eps, "eps") / last**2, ratio, check_count(steps_per_level, "steps_per_level")
-    )
+    figure, u = carried_variance if carried else _exit_variance, check_positive(eps, "eps") / last**2
+    if u >= 2:
+        raise ValueError(
+            f"eps = {eps:g} is {u:.3g} times the square of the last level {last:.4g}; Langevin steps are "
+            f"unstable from 2. Next: sk.ncsn.steps(levels, {steps_per_level}).eps."
+        )
+    return figure(u, ratio, check_count(steps_per_level, "steps_per_level"))
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class LMS(_Adams):
     """
 
     name: ClassVar[str] = "lms"
-    order: ClassVar[int] = 4
+    order: ClassVar[float] = 4
     reference: ClassVar[str] = "Adams-Bashforth on Karras et al. 2022, equation 1"
     default_grid: ClassVar[Grid] = Grid("karras")
 
@@ -160,7 +160,7 @@ class IPNDM(_Adams):
     """
 
     name: ClassVar[str] = "ipndm"
-    order: ClassVar[int] = 4
+    order: ClassVar[float] = 4
     reference: ClassVar[str] = "Liu et al. 2022 (PNDM), equation 12; Zhang and Chen 2023, appendix"
 
     nodes: int = 4
@@ -190,7 +190,7 @@ class DEIS(_Adams):
     """
 
     name: ClassVar[str] = "deis"
-    order: ClassVar[int] = 4
+    order: ClassVar[float] = 4
     reference: ClassVar[str] = "Zhang and Chen 2023, equations 13 to 15 and 18"
     default_grid: ClassVar[Grid] = Grid("quadratic")
 

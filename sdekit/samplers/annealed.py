@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdekit._math import sqrt
 from sdekit._typing import Number
-from sdekit.errors import check_count, check_positive
+from sdekit.errors import EndpointError, check_count, check_positive
 from sdekit.samplers.base import Path, Sampler
 from sdekit.samplers.plan import Instruction, combine, state
 
@@ -80,11 +80,11 @@ class AnnealedLangevin(Sampler):
     The law is biased at fixed eps (variance too large by about u/2 + h/(T u), h = ln ratio); with
     eps=None that falls as the square root of the work: order 1/2. Data much wider than the noise want more
     steps or a larger eps.
-    Raises ValueError for eps >= 2 rho_L^2, where the steps are unstable.
+    Raises ValueError for eps >= 2 rho_L^2, where the steps are unstable, EndpointError for rho_L = 0.
     """
 
     name: ClassVar[str] = "annealed-langevin"
-    order: ClassVar[float] = 0.5  # type: ignore[assignment]
+    order: ClassVar[float] = 0.5
     evaluations: ClassVar[int] = 5
     reference: ClassVar[str] = "Song and Ermon 2019, algorithm 1; Song and Ermon 2020 (NCSNv2), algorithm 1"
     stochastic: ClassVar[bool] = True
@@ -107,6 +107,11 @@ class AnnealedLangevin(Sampler):
     def relative_step(self, path: Path) -> Number:
         """u = a_i/rho_i^2, the same at every level."""
         first, last = (float(_plain(rho)) for rho in (path.rho[0], path.rho[-1]))
+        if last == 0:
+            raise EndpointError(
+                "the score is infinite where sigma = 0 (clean data), where the grid of 'annealed-langevin' "
+                "ends. Next: stop at t_min; end='clean' denoises after the last level."
+            )
         if self.eps is None:
             ratio = (first / last) ** (1 / path.steps)
             return minimise(lambda u: carried_variance(u, ratio, self.steps_per_level))

@@ -135,7 +135,7 @@ class Sampler:
     """
 
     name: ClassVar[str]
-    order: ClassVar[int]
+    order: ClassVar[float]
     reference: ClassVar[str]
     evaluations: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
@@ -167,8 +167,8 @@ class Sampler:
             if eta == fixed:
                 return self
             raise ValueError(
-                f"{self.name!r} has no eta (it runs at eta = {fixed:g}), got eta = {eta}. Next: use 'ddim' "
-                f"or 'euler-maruyama', which take any eta."
+                f"{self.name!r} has no eta (it runs at eta = {fixed:g}), got eta = {eta}. Next: "
+                f"'gaussian-split', 'ddim' or 'euler-maruyama', which have one."
             )
         from dataclasses import replace
 

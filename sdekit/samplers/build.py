@@ -150,8 +150,8 @@ def _within(nfe: int, build: Callable[[int], Plan], method: Sampler, guess: int)
     while best.nfe > nfe:
         if best.steps == 1:
             raise ValueError(
-                f"{method.name!r} needs {method.cost} evaluations a step and {best.nfe} for one interval of "
-                f"this plan, so nfe = {nfe} allows no step. Next: nfe >= {best.nfe}."
+                f"{method.name!r} needs {best.nfe} evaluations for one interval of this plan, so nfe = {nfe} "
+                f"allows no step. Next: nfe >= {best.nfe}."
             )
         excess = (best.nfe - nfe) / best.nfe
         best = build(best.steps - max(1, int(excess * best.steps / 2)))

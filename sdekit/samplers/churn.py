@@ -34,7 +34,7 @@ class EDMStochastic(Sampler):
     """
 
     name: ClassVar[str] = "edm-stochastic"
-    order: ClassVar[int] = 2
+    order: ClassVar[float] = 2
     evaluations: ClassVar[int] = 2
     reference: ClassVar[str] = "Karras et al. 2022, algorithm 2 and table 5"
     stochastic: ClassVar[bool] = True

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from sdekit._math import sqrt
+from sdekit._math import sqrt, value
 from sdekit.errors import check_count, check_positive, unknown_name
 from sdekit.samplers.base import Path, Sampler
 from sdekit.samplers.grids import Grid
@@ -49,6 +49,10 @@ class PredictorCorrector(Sampler):
 
     predictor: also "euler-maruyama", "ancestral" (see those samplers), or "none", which multiplies x by
     alpha'/alpha and leaves all the work to the corrector ("ula" is then annealed Langevin dynamics).
+    In few dimensions the score of one sample is often near zero, and langevin-norm's step then has no bound:
+    on N(0, I_2) under VP the output's deviation was 2.2 after 50 steps and 8.7 after 2000; in 64 dimensions
+    it was 1.04. There take "langevin" or "ula".
+
     The corrector samples p_{t'}, so its score is taken at t', not at the previous, noisier time.
     snr: 0.16 for CIFAR-10, 0.17 CelebA, 0.075 LSUN and larger.
 
@@ -61,7 +65,7 @@ class PredictorCorrector(Sampler):
     """
 
     name: ClassVar[str] = "pc"
-    order: ClassVar[int] = 1
+    order: ClassVar[float] = 1
     evaluations: ClassVar[int] = 2
     reference: ClassVar[str] = "Song et al. 2021 (score SDE), algorithms 1, 4 and 5"
     stochastic: ClassVar[bool] = True
@@ -88,6 +92,11 @@ class PredictorCorrector(Sampler):
             raise ValueError(
                 "corrector 're-noise' predicts again after noising, but predictor is 'none'. Next: "
                 "predictor='reverse-diffusion'."
+            )
+        if self.corrector == "ula" and self.step >= 2:
+            raise ValueError(
+                f"step = {self.step:g} is too long for corrector 'ula', whose steps are unstable from 2 (in "
+                f"units of sigma'^2). Next: step=0.1, or corrector='mala', which refuses what goes too far."
             )
         if self.compat and self.corrector not in ("langevin-norm", "langevin"):
             raise ValueError(
@@ -142,7 +151,7 @@ class PredictorCorrector(Sampler):
         yield path.evaluate(score, x, i + 1, "score")
         if self.corrector == "langevin-norm":
             yield Apply(
-                out, (x, score), "langevin-norm", {"snr": self.snr, "scale": float(a * a), "draw": draw}
+                out, (x, score), "langevin-norm", {"snr": self.snr, "scale": value(a * a), "draw": draw}
             )
             return
         fixed = self.corrector in ("ula", "mala")
@@ -155,4 +164,4 @@ class PredictorCorrector(Sampler):
             yield path.evaluate(f"c({middle})", middle, i + 1, "score")
             yield path.evaluate(f"c({y})", y, i + 1, "score")
             line = (x, y, score, f"c({middle})", f"c({y})")
-            yield Apply(out, line, "metropolis", {"step": float(e), "draw": draw + 1})
+            yield Apply(out, line, "metropolis", {"step": value(e), "draw": draw + 1})

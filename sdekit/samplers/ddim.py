@@ -23,7 +23,7 @@ class DDIM(Sampler):
     """
 
     name: ClassVar[str] = "ddim"
-    order: ClassVar[int] = 1
+    order: ClassVar[float] = 1
     reference: ClassVar[str] = "Song, Meng and Ermon 2021, equations 12 and 16"
     exact_for: ClassVar[frozenset[str]] = frozenset({"point"})
 

@@ -107,7 +107,7 @@ class DPMpp2M(Sampler):
     """
 
     name: ClassVar[str] = "dpmpp-2m"
-    order: ClassVar[int] = 2
+    order: ClassVar[float] = 2
     reference: ClassVar[str] = "Lu et al. 2022 (DPM-Solver++), algorithm 2"
     exact_for: ClassVar[frozenset[str]] = frozenset({"point"})
 
@@ -123,7 +123,7 @@ def _midpoint(path: Path, rules: Rules, eta: float) -> list[Sequence[Number]]:
     for i, nodes in rules:
         h = lam[i + 1] - lam[i]
         total = -expm1(-rate * h) / rate
-        r = h / (2 * (lam[i] - lam[i - 1])) if len(nodes) == 2 else 0.0
+        r = h / (2 * (lam[i] - lam[nodes[1]])) if len(nodes) == 2 else 0.0
         found.append([(1 + r) * total, -r * total][: len(nodes)])
     return found
 
@@ -137,7 +137,7 @@ class DPMpp3M(Sampler):
     """
 
     name: ClassVar[str] = "dpmpp-3m"
-    order: ClassVar[int] = 3
+    order: ClassVar[float] = 3
     reference: ClassVar[str] = "Lu et al. 2022 (DPM-Solver++), third-order multistep; exact integral"
     exact_for: ClassVar[frozenset[str]] = frozenset({"point"})
 
@@ -145,6 +145,7 @@ class DPMpp3M(Sampler):
 
     def __post_init__(self) -> None:
         _check_compat(self.compat)
+        object.__setattr__(self, "order", 2 if self.compat else 3)
 
     def recipe(self, path: Path) -> Iterator[Instruction]:
         yield from _third(path, 0.0, self.compat)
@@ -159,7 +160,7 @@ class SDEDPMpp2M(Sampler):
     """
 
     name: ClassVar[str] = "sde-dpmpp-2m"
-    order: ClassVar[int] = 2
+    order: ClassVar[float] = 2
     reference: ClassVar[str] = "Lu et al. 2022 (DPM-Solver++), SDE-DPM-Solver++(2M)"
     stochastic: ClassVar[bool] = True
     exact_for: ClassVar[frozenset[str]] = frozenset({"point"})
@@ -188,7 +189,7 @@ class SDEDPMpp3M(Sampler):
     """
 
     name: ClassVar[str] = "sde-dpmpp-3m"
-    order: ClassVar[int] = 2
+    order: ClassVar[float] = 2
     reference: ClassVar[str] = "Lu et al. 2022 (DPM-Solver++); Crowson 2023 (k-diffusion); exact integral"
     stochastic: ClassVar[bool] = True
     exact_for: ClassVar[frozenset[str]] = frozenset({"point"})
@@ -198,6 +199,7 @@ class SDEDPMpp3M(Sampler):
 
     def __post_init__(self) -> None:
         _check_compat(self.compat)
+        object.__setattr__(self, "order", 2 if self.eta or self.compat else 3)
 
     def recipe(self, path: Path) -> Iterator[Instruction]:
         yield from _third(path, self.eta, self.compat)

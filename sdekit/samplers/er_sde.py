@@ -72,7 +72,7 @@ class ERSDE(Sampler):
     """
 
     name: ClassVar[str] = "er-sde"
-    order: ClassVar[int] = 2
+    order: ClassVar[float] = 2
     reference: ClassVar[str] = "Cui et al. 2023 (ER-SDE-Solver-1, 2, 3)"
     stochastic: ClassVar[bool] = True
     uses_data: ClassVar[bool] = True
@@ -90,6 +90,7 @@ class ERSDE(Sampler):
             check_positive(self.unit, "unit")
         if self.compat not in (None, "published"):
             raise unknown_name("compat", self.compat, ("published",))
+        object.__setattr__(self, "order", min(self.nodes, 2))
 
     def recipe(self, path: Path) -> Iterator[Instruction]:
         unit = 2 * path.data_std if self.unit is None else self.unit

@@ -25,8 +25,8 @@ class ExponentialAdams(Sampler):
     """
 
     name: ClassVar[str] = "exponential-adams"
-    order: ClassVar[int] = 3
-    reference: ClassVar[str] = "Hochbruck and Ostermann 2010; x0 form of Lu et al. 2022"
+    order: ClassVar[float] = 3
+    reference: ClassVar[str] = "Hochbruck and Ostermann 2010; x0 form of Lu et al. 2022 (DPM-Solver++)"
     exact_for: ClassVar[frozenset[str]] = frozenset({"point"})
 
     nodes: int = 3
@@ -34,6 +34,7 @@ class ExponentialAdams(Sampler):
     def __post_init__(self) -> None:
         if check_count(self.nodes, "nodes") > 6:
             raise ValueError(f"nodes must be at most 6, got {self.nodes}.")
+        object.__setattr__(self, "order", self.nodes)
 
     def recipe(self, path: Path) -> Iterator[Instruction]:
         n = path.steps

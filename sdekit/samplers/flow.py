@@ -18,7 +18,7 @@ class Euler(Sampler):
     """x' = x + h v(x, t), v the probability flow's velocity, h = t' - t."""
 
     name: ClassVar[str] = "euler"
-    order: ClassVar[int] = 1
+    order: ClassVar[float] = 1
     reference: ClassVar[str] = "Song et al. 2021 (score SDE), equation 13"
     default_grid: ClassVar[Grid] = Grid("karras")
     exact_for: ClassVar[frozenset[str]] = frozenset({"normal"})
@@ -34,12 +34,14 @@ class Euler(Sampler):
 class Heun(Sampler):
     """p = x + h v(x, t),  x' = x + h/2 (v(x, t) + v(p, t')); two evaluations a step.
 
+    A step to sigma' = 0 is Euler's, as published.
+
     On EDM's process and grid this is Karras et al. 2022, algorithm 1; their last step to sigma = 0 is
     ``end="clean"``.
     """
 
     name: ClassVar[str] = "heun"
-    order: ClassVar[int] = 2
+    order: ClassVar[float] = 2
     evaluations: ClassVar[int] = 2
     reference: ClassVar[str] = "Karras et al. 2022, algorithm 1"
     default_grid: ClassVar[Grid] = Grid("karras")
@@ -49,6 +51,9 @@ class Heun(Sampler):
         for i in range(path.steps):
             h = path[i + 1].t - path[i].t
             yield path.evaluate(f"v[{i}]", state(i), i, "velocity")
+            if path[i + 1].sigma == 0:
+                yield step(i, [(1.0, state(i)), (h, f"v[{i}]")])
+                return
             yield combine(f"p[{i + 1}]", [(1.0, state(i)), (h, f"v[{i}]")])
             yield path.evaluate(f"w[{i + 1}]", f"p[{i + 1}]", i + 1, "velocity")
             yield step(i, [(1.0, state(i)), (h / 2, f"v[{i}]"), (h / 2, f"w[{i + 1}]")])

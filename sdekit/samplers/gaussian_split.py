@@ -98,15 +98,15 @@ class GaussianSplit(Trigonometric):
 
     eta: stochasticity; None takes `stochasticity`, by the number of intervals. eta = 0 is
     `kernel-quadrature` (or `trig-adams`, with its scale sqrt(s s2)) and draws nothing. interpolant:
-    "kernel" or "lagrange". nodes: how many nodes a step uses, 1 to 8; None takes 5
-    for the kernel (at eta = 0 those of `kernel-quadrature`), 3 for polynomials. noise: as in `KernelQuadrature`; kappa: None takes
-    1, but 0 where eta > 0.6 on fewer than 20 intervals.
+    "kernel" or "lagrange". nodes: how many nodes a step uses, 1 to 8; None takes 5 for the kernel (at
+    eta = 0 those of `kernel-quadrature`), 3 for polynomials. noise: as in `KernelQuadrature`; kappa: None
+    takes 1, but 0 where eta > 0.6 on fewer than 20 intervals.
 
     Weak order 2 (at eta = 0 the order of the probability flow's scheme): F is as rough as the noise.
     """
 
     name: ClassVar[str] = "gaussian-split"
-    order: ClassVar[int] = 2
+    order: ClassVar[float] = 2
     reference: ClassVar[str] = "sdekit; Bayesian quadrature after O'Hagan 1991"
     stochastic: ClassVar[bool] = True
     uses_infinite_node: ClassVar[bool] = False
@@ -123,6 +123,8 @@ class GaussianSplit(Trigonometric):
             raise unknown_name("interpolant", self.interpolant, ("kernel", "lagrange"))
         if self.nodes is not None and check_count(self.nodes, "nodes") > 8:
             raise ValueError(f"nodes must be at most 8, got {self.nodes}.")
+        if self.nodes == 1:
+            object.__setattr__(self, "order", 1)
         if self.noise is not None:
             check_positive(self.noise, "noise")
 

@@ -201,7 +201,13 @@ class Grid:
     @staticmethod
     def explicit(times: Tensor | Sequence[float]) -> Grid:
         """A grid of given times (n + 1,), strictly decreasing from noise to data."""
-        t = torch.as_tensor(times, dtype=torch.float64).detach().cpu()
+        t = torch.as_tensor(times, dtype=torch.float64)
+        if t.requires_grad:
+            raise ValueError(
+                "an explicit grid is numbers, got times that require grad: a plan holds floats, and the "
+                "gradient would be lost. Next: pass times.detach()."
+            )
+        t = t.cpu()
         if t.ndim != 1 or t.numel() < 2:
             raise ValueError(
                 f"an explicit grid is a 1-D tensor of at least two times from start to end, got shape "

@@ -55,10 +55,13 @@ def interpolate(
         raise ShapeError(f"z0 and z1 must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
     dtype = torch.promote_types(a.dtype, b.dtype)
     a, b = a.to(dtype), b.to(device=a.device, dtype=dtype)
-    w = torch.as_tensor(weights, dtype=torch.float64).to(a.device)
+    try:
+        w = torch.as_tensor(weights, dtype=torch.float64).to(a.device)
+    except (TypeError, ValueError, RuntimeError):
+        w = torch.tensor(math.nan)
     if w.ndim > 1 or not bool(((w >= 0) & (w <= 1)).all()):
         raise ValueError(
-            f"weights must be a number or a 1-D tensor of numbers in [0, 1], got {weights}. Next: "
+            f"weights must be a number or a 1-D tensor of numbers in [0, 1], got {weights!r}. Next: "
             f"torch.linspace(0, 1, 9)."
         )
     between = _spherical if method == "spherical" else _linear

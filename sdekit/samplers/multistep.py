@@ -12,17 +12,38 @@ from sdekit._typing import Number
 from sdekit.samplers.base import Path
 from sdekit.samplers.weights import exponential
 
-__all__ = ["exponential_weights", "grouped", "newest"]
+__all__ = ["exponential_weights", "grouped", "newest", "spaced"]
+
+
+#: Nodes nearer to each other than this part of the step do not both enter a formula.
+SPACING = 1e-3
+
+
+def spaced(i: int, count: int, gap: Callable[[int, int], Number]) -> tuple[int, ...]:
+    """At most ``count`` of the nodes i, i - 1, ..., each at least SPACING steps from the one kept before.
+
+    gap(j, k): signed distance of two nodes. Of nodes closer than that the newest stands for all: a
+    difference divided by so small a gap would be errors of the network and of rounding.
+    """
+    kept, least = [i], SPACING * abs(value(gap(i + 1, i)))
+    for j in range(i - 1, -1, -1):
+        if len(kept) >= count:
+            break
+        if abs(value(gap(kept[-1], j))) >= least:
+            kept.append(j)
+    return tuple(kept[:count])
 
 
 def newest(path: Path, i: int, order: int) -> tuple[int, ...]:
     """The nodes i, i - 1, ... that a step from i uses: at most ``order``, those of finite lambda.
 
-    Empty where the step itself is not finite: it is of first order there (`move`).
+    Empty where the step itself is not finite: it is of first order there (`move`). Nodes are `spaced`.
     """
     if not path.finite(i):
         return ()
-    return tuple(j for j in range(i, max(i - order, -1), -1) if math.isfinite(value(path.lam[j])))
+    lam = path.lam
+    nodes = spaced(i, order, lambda j, k: lam[j] - lam[k])
+    return tuple(j for j in nodes if math.isfinite(value(lam[j])))
 
 
 def grouped(

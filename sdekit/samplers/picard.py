@@ -12,8 +12,10 @@ by less than the tolerance:
 
     RMS(X'_j - X_j) <= tolerance sqrt(alpha_j^2 s^2 + sigma_j^2),     s = data_std,
 
-sample by sample. Each sample has its own window, which slides by what that sample has settled: nothing of
-it depends on the others. New inputs are guessed with the denoiser held at the window's last value.
+sample by sample. That bounds the last change, not the error at the end, which later steps enlarge where the
+flow is sensitive; tolerance 0 gives the result of a run without sweeps, to the network's rounding. Each
+sample has its own window, which slides by what that sample has settled: nothing of it depends on the others.
+New inputs are guessed with the denoiser held at the window's last value.
 
 Shih et al. 2023 (ParaDiGMS), algorithm 1, for the Euler step and DDIM; here for any affine plan.
 """

@@ -65,7 +65,7 @@ class Apply:
     out: str
     inputs: tuple[str, ...]
     name: str
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 Instruction: TypeAlias = "Evaluate | Combine | Apply"
@@ -75,10 +75,11 @@ Instruction: TypeAlias = "Evaluate | Combine | Apply"
 class Plan:
     """A sampler's whole computation, ready to run, print, certify, or save.
 
-    instructions: in order of execution. nodes: the grid, noise first; its last node has sigma = 0 when
-    ``end`` is "clean". prior_std: the initial state x[0] is drawn from N(0, prior_std^2 I). sampler and
-    process: how it was made (for printing; nothing is looked up in them). prepared: the executor's own
-    notes, not part of the plan.
+    instructions: in order of execution. nodes: the grid in the order walked, noise first, its last node with
+    sigma = 0 when ``end`` is "clean"; data first when ``end`` is "t_max". prior_std: the initial state x[0]
+    is drawn from N(0, prior_std^2 I); when ``end`` is "t_max" x[0] is given, and this is only its expected
+    size sqrt(alpha^2 data_std^2 + sigma^2). sampler and process: how it was made (for printing; nothing is
+    looked up in them). prepared: the executor's own notes, not part of the plan.
     """
 
     instructions: tuple[Instruction, ...]
@@ -222,11 +223,11 @@ class Plan:
     # -- words and files ----------------------------------------------------------------------------
 
     def __str__(self) -> str:
+        end = "clean" if self.end == "clean" else f"{self.times[-1]:g}"
+        start = "data" if self.end == "t_max" else f"N(0, {self.prior_std:g}^2 I)"
         head = (
             f"plan of {self.sampler!r}: {self.steps} intervals, {self.nfe} evaluations, "
-            f"{len(self.draws)} draws of noise\n{self.process}, t {self.times[0]:g} -> "
-            f"{'clean' if self.end == 'clean' else format(self.times[-1], 'g')}, "
-            f"x[0] ~ N(0, {self.prior_std:g}^2 I)"
+            f"{len(self.draws)} draws of noise\n{self.process}, t {self.times[0]:g} -> {end}, x[0] ~ {start}"
         )
         return "\n".join([head, *(f"  {_line(ins)}" for ins in self.instructions)])
 
@@ -259,18 +260,18 @@ class Plan:
                 raise KeyError("format")
             return Plan(
                 instructions=tuple(_from_dict(item) for item in data["instructions"]),
-                nodes=tuple(Node(*values) for values in data["nodes"]),
-                prior_std=data["prior_std"],
+                nodes=tuple(Node(*map(_number, values)) for values in data["nodes"]),
+                prior_std=_number(data["prior_std"]),
                 sampler=data["sampler"],
                 process=data["process"],
                 end=data["end"],
-                data_std=data["data_std"],
-                data_spread=data["data_spread"],
+                data_std=_number(data["data_std"]),
+                data_spread=_number(data["data_spread"]),
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"not a plan: expected the JSON text of Plan.to_json (format 'sdekit-plan', version 1), "
-                f"got {text[:60]!r}... ({type(error).__name__}: {error})."
+                f"got {str(text)[:60]!r}... ({type(error).__name__}: {error})."
             ) from error
 
 
@@ -334,14 +335,21 @@ def _to_dict(ins: Instruction) -> dict[str, Any]:
             }
 
 
+def _number(entry: object) -> float:
+    """A JSON number. Raises TypeError for anything else."""
+    if isinstance(entry, bool) or not isinstance(entry, int | float):
+        raise TypeError(f"expected a number, got {entry!r}")
+    return float(entry)
+
+
 def _from_dict(item: Mapping[str, Any]) -> Instruction:
     if "evaluate" in item:
-        node = Node(*item["node"])
+        node = Node(*map(_number, item["node"]))
         return Evaluate(item["evaluate"], item["x"], node.t, item["predicts"], node, item["data_std"])
     if "combine" in item:
         return Combine(
             item["combine"],
-            tuple((w, name) for w, name in item["terms"]),
-            tuple((c, draw) for c, draw in item["noise"]),
+            tuple((_number(w), name) for w, name in item["terms"]),
+            tuple((_number(c), draw) for c, draw in item["noise"]),
         )
     return Apply(item["apply"], tuple(item["inputs"]), item["name"], item["params"])

@@ -29,7 +29,7 @@ class PNDM(Sampler):
     """
 
     name: ClassVar[str] = "pndm"
-    order: ClassVar[int] = 4
+    order: ClassVar[float] = 4
     reference: ClassVar[str] = "Liu et al. 2022 (PNDM), equations 11 to 13"
     exact_for: ClassVar[frozenset[str]] = frozenset({"point"})
 

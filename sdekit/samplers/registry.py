@@ -67,10 +67,15 @@ SAMPLERS: dict[str, type[Sampler]] = {
 }
 
 
-def as_sampler(sampler: str | Sampler) -> Sampler:
+def as_sampler(sampler: object) -> Sampler:
     """A sampler object from a name or an object. Raises UnknownNameError with the nearest names."""
     if isinstance(sampler, Sampler):
         return sampler
+    if isinstance(sampler, type) and issubclass(sampler, Sampler):
+        raise TypeError(
+            f"sampler must be a name or a sampler object, got the class {sampler.__name__}. Next: "
+            f"{sampler.__name__}()."
+        )
     if not isinstance(sampler, str):
         raise TypeError(
             f"sampler must be a name or a sampler object, got {sampler!r}. Next: 'ddim', or DDIM(eta=0.5)."
@@ -86,7 +91,7 @@ class Row:
 
     name: str
     cls: str
-    order: int
+    order: float
     stochastic: bool
     evaluations: int | str
     grid: str

@@ -31,7 +31,7 @@ class Restart(Sampler):
     """
 
     name: ClassVar[str] = "restart"
-    order: ClassVar[int] = 2
+    order: ClassVar[float] = 2
     evaluations: ClassVar[int] = 2
     reference: ClassVar[str] = "Xu et al. 2023 (Restart sampling), section 3.1 and table 3"
     stochastic: ClassVar[bool] = True

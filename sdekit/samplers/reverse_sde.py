@@ -28,7 +28,7 @@ class EulerMaruyama(Sampler):
     """
 
     name: ClassVar[str] = "euler-maruyama"
-    order: ClassVar[int] = 1
+    order: ClassVar[float] = 1
     reference: ClassVar[str] = "Song et al. 2021 (score SDE), appendix E; Anderson 1982"
     stochastic: ClassVar[bool] = True
     needs_finite_drift: ClassVar[bool] = True
@@ -58,7 +58,7 @@ class ReverseDiffusion(Sampler):
     """
 
     name: ClassVar[str] = "reverse-diffusion"
-    order: ClassVar[int] = 1
+    order: ClassVar[float] = 1
     reference: ClassVar[str] = "Song et al. 2021 (score SDE), equation 46 and appendix E"
     stochastic: ClassVar[bool] = True
     needs_finite_drift: ClassVar[bool] = True
@@ -90,7 +90,7 @@ class Ancestral(Sampler):
     """
 
     name: ClassVar[str] = "ancestral"
-    order: ClassVar[int] = 1
+    order: ClassVar[float] = 1
     reference: ClassVar[str] = "Song et al. 2021 (score SDE), equations 4 and 47; Ho et al. 2020"
     stochastic: ClassVar[bool] = True
     default_grid: ClassVar[Grid] = Grid("standard")

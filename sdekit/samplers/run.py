@@ -97,7 +97,13 @@ class Run:
             if bar is not None:
                 bar.update()
             if self.callback is not None:
+                before = None if x.is_inference() else x._version
                 self.callback(i, float(nodes[i].t), x)
+                if before is not None and x._version != before:
+                    raise ValueError(
+                        f"the callback changed x in place at node {i}, and x is the state of the run. Next: "
+                        f"work on x.clone()."
+                    )
 
         seen = watch if bar is not None or self.callback is not None else None
         x_parts: list[Tensor] = []

@@ -83,7 +83,7 @@ class SASolver(Sampler):
     """
 
     name: ClassVar[str] = "sa-solver"
-    order: ClassVar[int] = 2
+    order: ClassVar[float] = 2
     reference: ClassVar[str] = "Xue et al. 2023 (SA-Solver), algorithm 1"
     stochastic: ClassVar[bool] = True
     exact_for: ClassVar[frozenset[str]] = frozenset({"point"})
@@ -100,6 +100,8 @@ class SASolver(Sampler):
                 raise ValueError(f"{name} must be at most 6, got {getattr(self, name)}.")
         if self.compat not in (None, "published"):
             raise unknown_name("compat", self.compat, ("published",))
+        exact = min(self.predictor + 1, self.corrector) if self.corrector else self.predictor
+        object.__setattr__(self, "order", min(exact, 2) if self.eta else exact)
 
     def taus(self, path: Path) -> list[float]:
         """tau of each step, from rho at its start."""

@@ -42,7 +42,7 @@ class Seeds(Sampler):
     """
 
     name: ClassVar[str] = "seeds"
-    order: ClassVar[int] = 1
+    order: ClassVar[float] = 1
     reference: ClassVar[str] = "Gonzalez et al. 2023 (SEEDS-1, 2, 3)"
     stochastic: ClassVar[bool] = True
 
@@ -52,6 +52,7 @@ class Seeds(Sampler):
     def __post_init__(self) -> None:
         if check_count(self.stages, "stages") > 3:
             raise ValueError(f"stages must be at most 3, got {self.stages}.")
+        object.__setattr__(self, "order", min(self.stages, 2) if self.eta else self.stages)
 
     @property
     def cost(self) -> int:

@@ -74,7 +74,7 @@ class DPM2(Sampler):
     """
 
     name: ClassVar[str] = "dpm-2"
-    order: ClassVar[int] = 2
+    order: ClassVar[float] = 2
     evaluations: ClassVar[int] = 2
     reference: ClassVar[str] = "Lu et al. 2022 (DPM-Solver), algorithms 1 and 4"
     exact_for: ClassVar[frozenset[str]] = POINT
@@ -107,9 +107,9 @@ class KDPM2(Sampler):
     """
 
     name: ClassVar[str] = "kdpm2"
-    order: ClassVar[int] = 2
+    order: ClassVar[float] = 2
     evaluations: ClassVar[int] = 2
-    reference: ClassVar[str] = "Karras et al. 2022, algorithm 2 by the midpoint rule; Lu et al. 2022"
+    reference: ClassVar[str] = "Lu et al. 2022 (DPM-Solver), algorithm 1, on the grid of Karras et al. 2022"
     default_grid: ClassVar[Grid] = Grid("karras")
     exact_for: ClassVar[frozenset[str]] = POINT
 
@@ -125,7 +125,7 @@ class KDPM2Ancestral(Sampler):
     """
 
     name: ClassVar[str] = "kdpm2-ancestral"
-    order: ClassVar[int] = 2
+    order: ClassVar[float] = 2
     evaluations: ClassVar[int] = 2
     reference: ClassVar[str] = "Karras et al. 2022; ancestral step of Song et al. 2021 (DDIM), equation 16"
     stochastic: ClassVar[bool] = True
@@ -148,7 +148,7 @@ class DPMpp2S(Sampler):
     """
 
     name: ClassVar[str] = "dpmpp-2s"
-    order: ClassVar[int] = 2
+    order: ClassVar[float] = 2
     evaluations: ClassVar[int] = 2
     reference: ClassVar[str] = "Lu et al. 2022 (DPM-Solver++), algorithm 1"
     exact_for: ClassVar[frozenset[str]] = POINT
@@ -187,7 +187,7 @@ class DPM3(Sampler):
     """
 
     name: ClassVar[str] = "dpm-3"
-    order: ClassVar[int] = 3
+    order: ClassVar[float] = 3
     evaluations: ClassVar[int] = 3
     reference: ClassVar[str] = "Lu et al. 2022 (DPM-Solver), algorithms 2 and 5"
     exact_for: ClassVar[frozenset[str]] = POINT

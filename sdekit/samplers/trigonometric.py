@@ -15,7 +15,7 @@ One step from node i to i + 1:
     2. evaluate  D' = D(p), the step's only network call;
     3. correct   x' = N' (y_i - sum_j w'_j F_j) with node i + 1 among the nodes, F' from (p, D');
     4. F_{i+1} is recomputed from (x', D'), without another call.
-The last step is not corrected.
+The last step is not corrected. A step to sigma' = 0 gives clean data: x' = alpha' D.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from torch import Tensor
 
 from sdekit._math import exp, expm1, log1p, sqrt, table
 from sdekit._typing import Number
-from sdekit.samplers.base import Path, Sampler
+from sdekit.errors import check_count
+from sdekit.samplers.base import Path, Sampler, move
 from sdekit.samplers.grids import Grid
+from sdekit.samplers.multistep import spaced
 from sdekit.samplers.plan import Instruction, combine, state
 from sdekit.samplers.weights import kernel, lagrange
 
@@ -96,13 +98,17 @@ class Trigonometric(Sampler):
     def recipe(self, path: Path) -> Iterator[Instruction]:
         c, eta = self.scale(path), self.stochasticity(path)
         k, m = self.history(path), self.behind(path)
-        old = [tuple(range(i, max(i - max(k, m), -1), -1)) for i in range(path.steps)]
-        predictors = self.weights(path, [(i, nodes[:k]) for i, nodes in enumerate(old)], c)
+        old = [spaced(i, max(k, m), lambda a, b: path.angle(a, b, c)) for i in range(path.steps)]
+        noisy = path.steps - (path[path.steps].sigma == 0)
+        predictors = self.weights(path, [(i, old[i][:k]) for i in range(noisy)], c)
         correctors = self.weights(path, [(i, (i + 1, *old[i][:m])) for i in range(path.steps - 1)], c)
         yield path.evaluate("D[0]", state(0), 0)
         yield _normalised("F[0]", path, 0, state(0), "D[0]", c)
         for i in range(path.steps):
             history = [f"F[{j}]" for j in old[i]]
+            if path[i + 1].sigma == 0:
+                yield move(path[i], path[i + 1], state(i), f"D[{i}]", state(i + 1))
+                return
             if i + 1 == path.steps:
                 yield _advance(state(i + 1), path, i, predictors[i], history[:k], c, eta)
                 return
@@ -157,17 +163,23 @@ def _normalised(out: str, path: Path, i: int, x: str, denoised: str, c: float) -
 class TrigAdams(Trigonometric):
     """Variable-step Adams predictor-corrector in phi (order p = 4; 3 below 6 evaluations).
 
-    order: 1 to 5, the nodes of predictor and corrector; None takes 4, or 3 on fewer than 6 intervals.
-    The order rises 1, 2, 3, ... with the history.
+    nodes: how many the predictor and the corrector use, 1 to 8, which is the order; None takes 4, or 3 on
+    fewer than 6 intervals. The order rises 1, 2, 3, ... with the history.
     """
 
     name: ClassVar[str] = "trig-adams"
-    order: ClassVar[int] = 4
+    order: ClassVar[float] = 4
     reference: ClassVar[str] = "sdekit; coordinate of Lu and Song 2024 (TrigFlow)"
     default_grid: ClassVar[Grid] = Grid("quantile-narrow")
     exact_for: ClassVar[frozenset[str]] = frozenset({"normal"})
 
     nodes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.nodes is not None and check_count(self.nodes, "nodes") > 8:
+            raise ValueError(f"nodes must be at most 8, got {self.nodes}.")
+        if self.nodes is not None:
+            object.__setattr__(self, "order", self.nodes)
 
     def scale(self, path: Path) -> float:
         return path.data_std
@@ -188,13 +200,13 @@ class KernelQuadrature(Trigonometric):
     """Bayesian quadrature of F with the covariance of `weights.features`; the default sampler.
 
     c = sqrt(s s2). Large gaps and noisy nodes lose weight by themselves; on fine grids the weights tend
-    to those of Adams, with 5 nodes to predict (6 from 40 intervals on) and 6 to correct. noise: relative error expected of the
-    network, None for `expected_error`; kappa: weight of the Gaussian-data term.
+    to those of Adams, with 5 nodes to predict (6 from 40 intervals on) and 6 to correct. noise: relative
+    error expected of the network, None for `expected_error`; kappa: weight of the Gaussian-data term.
     """
 
     name: ClassVar[str] = "kernel-quadrature"
     uses_infinite_node: ClassVar[bool] = False
-    order: ClassVar[int] = 5
+    order: ClassVar[float] = 5
     reference: ClassVar[str] = "sdekit; Bayesian quadrature after O'Hagan 1991"
     default_grid: ClassVar[Grid] = Grid("quantile")
     exact_for: ClassVar[frozenset[str]] = frozenset({"normal"})

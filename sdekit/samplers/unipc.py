@@ -39,7 +39,7 @@ class UniPC(Sampler):
     """
 
     name: ClassVar[str] = "unipc"
-    order: ClassVar[int] = 3
+    order: ClassVar[float] = 3
     reference: ClassVar[str] = "Zhao et al. 2023 (UniPC), algorithms 1 and 2"
     exact_for: ClassVar[frozenset[str]] = frozenset({"point"})
 
@@ -55,6 +55,7 @@ class UniPC(Sampler):
             raise unknown_name("variant", self.variant, ("bh1", "bh2"))
         if self.predicts not in ("x0", "eps"):
             raise unknown_name("predicts", self.predicts, ("x0", "eps"))
+        object.__setattr__(self, "order", self.nodes + 1)
 
     def recipe(self, path: Path) -> Iterator[Instruction]:
         n = path.steps
@@ -114,6 +115,6 @@ class UniPC3(UniPC):
     """UniPC-3 (see `UniPC`)."""
 
     name: ClassVar[str] = "unipc-3"
-    order: ClassVar[int] = 4
+    order: ClassVar[float] = 4
 
     nodes: int = 3

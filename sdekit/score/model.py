@@ -152,16 +152,14 @@ class Denoiser:
                 torch.as_tensor(node.alpha, dtype=torch.float64) ** 2 * self.data_std**2
                 + torch.as_tensor(node.sigma, dtype=torch.float64) ** 2
             )
-            noise_level = (rho.log() / 4).to(dtype=x.dtype, device=x.device).expand(x.shape[0])
-            scale = (1 / norm).to(dtype=x.dtype, device=x.device)
-            return _call(self.net, x * over_event(scale, x), noise_level)
+            noise_level = _beside(rho.log() / 4, x).expand(x.shape[0])
+            return _call(self.net, x * over_event(_beside(1 / norm, x), x), noise_level)
         if callable(self.time):
             batch_t = self.time(batch_t)
         elif self.time == "index":
             batch_t = batch_t - 1 if isinstance(self.process, DiscreteVP) else batch_t * 999
         elif self.time == "sigma":
-            sigma = torch.as_tensor(node.sigma, dtype=torch.float64)
-            batch_t = sigma.to(dtype=x.dtype, device=x.device).expand(x.shape[0])
+            batch_t = _beside(torch.as_tensor(node.sigma, dtype=torch.float64), x).expand(x.shape[0])
         return _call(self.net, x, batch_t)
 
     def evaluate(
@@ -209,6 +207,13 @@ class Denoiser:
     def __repr__(self) -> str:
         name = type(self.net).__name__ if isinstance(self.net, torch.nn.Module) else "net"
         return f"Denoiser({name}, {self.process!r}, predicts={self.predicts!r}, data_std={self.data_std})"
+
+
+def _beside(value: Tensor, x: Tensor) -> Tensor:
+    """A coefficient in x's dtype on x's device; a number of the host is filled in there, not copied."""
+    if value.ndim == 0 and value.is_cpu and not value.requires_grad:
+        return x.new_full((), float(value))
+    return value.to(dtype=x.dtype, device=x.device)
 
 
 def _call(net: Field, x: Tensor, t: Tensor) -> Tensor:

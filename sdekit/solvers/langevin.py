@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit.errors import CapabilityError
+from sdekit.errors import CapabilityError, NonFiniteError, ShapeError
 from sdekit.sde.langevin import Langevin
 from sdekit.sde.rows import fold
 from sdekit.solvers.base import Carry, Interval, Solver, register
@@ -79,14 +79,25 @@ class MALA(Solver):
     reference = "Roberts and Tweedie 1996, section 1.4.2; Besag 1994"
 
     def init(self, system: Any, x: Tensor, t: Tensor) -> Carry:
-        """(score, log p) at x."""
+        """(score, log p) at x. Raises NonFiniteError where no proposal could ever be accepted."""
         law = _law(system, self.name)
         if not law.has_density:
             raise CapabilityError(
                 "solver 'mala' accepts by log p, and this Langevin knows its score only. Next: "
                 "Langevin(score, log_prob=...), or 'ula'."
             )
-        return system.drift(x, t), law.log_prob(x)
+        score, density = system.drift(x, t), law.log_prob(x)
+        stuck = torch.isnan(density) | (density == math.inf)
+        stuck |= ~torch.isfinite(score).reshape(x.shape[0], -1).all(dim=1)
+        if bool(stuck.any()):
+            i = int(stuck.nonzero()[0])
+            slope = "finite" if bool(torch.isfinite(score[i]).all()) else "not finite"
+            raise NonFiniteError(
+                f"'mala' cannot leave the start of {int(stuck.sum())} of {x.shape[0]} samples; first: sample "
+                f"{i}, where log p = {float(density[i]):g} and the score is {slope}. Likely cause: a start "
+                f"outside the support, or a log_prob that returns NaN. Next: start where both are finite."
+            )
+        return score, density
 
     def step(self, system: Any, x: Tensor, interval: Interval, carry: Carry) -> tuple[Tensor, Carry]:
         assert interval.W is not None
@@ -127,6 +138,11 @@ class Acceptance:
         self._steps = 0
 
     def __call__(self, step: int, t: Any, x: Tensor) -> None:
+        if x.shape != self._last.shape:
+            raise ShapeError(
+                f"this Acceptance was made for states of shape {tuple(self._last.shape)}, got "
+                f"{tuple(x.shape)}. Next: a new Acceptance(x0) for each run."
+            )
         self._moved += (x != self._last).reshape(x.shape[0], -1).any(dim=1)
         self._last = x
         self._steps += 1

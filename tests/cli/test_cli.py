@@ -62,6 +62,11 @@ def test_the_summary_holds_every_figure(quick):
         assert run["closest_real"] > 0.3
     assert set(figures["certificates"]) == {row.name for row in samplers()} - {"rk45"}
     assert "low" in figures["certificates"]["pc"][0]
+    at_five = {name for name, found in figures["certificates"].items() if len(found) == 2}
+    for name, found in figures["certificates"].items():  # 5 and 10 evaluations, where one interval costs less
+        least = sk.plan(name, sk.VP(), steps=1).nfe
+        assert (name in at_five) == (least <= 5)
+        assert found[-1]["nfe"] <= 10
 
 
 def test_the_summary_s_certificates_are_those_of_the_library(quick):
@@ -127,6 +132,23 @@ def test_list_shows_every_sampler_and_solver(monkeypatch):
     assert result.exit_code == 0
     for row in [*samplers(), *solvers()]:
         assert row.name in result.output
+
+
+def test_list_is_readable_in_eighty_columns(monkeypatch):
+    """Names whole, references broken between words only, and no row taller than four lines."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = CliRunner().invoke(app, ["list"]).output.splitlines()
+    assert max(map(len, lines)) <= 80
+    words = {word for line in lines for word in line.split()}
+    starts = {line.split()[0]: k for k, line in enumerate(lines) if line.strip()}
+    for row in [*samplers(), *solvers()]:
+        assert row.name in starts
+        assert set(row.reference.split()) <= words
+    assert "class" not in words
+    tallest = max(b - a for a, b in zip(sorted(starts.values()), sorted(starts.values())[1:], strict=False))
+    assert tallest <= 4
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "KernelQuadrature" in CliRunner().invoke(app, ["list"]).output
 
 
 def test_version_and_help():

@@ -10,6 +10,7 @@ import torch
 
 import sdekit as sk
 from sdekit.certify.exact import propagate
+from sdekit.errors import EndpointError
 from sdekit.samplers import AnnealedLangevin, PredictorCorrector
 from sdekit.samplers.plan import Evaluate
 from tests.samplers.problems import PROCESSES, gaussian, mixture, smooth_network
@@ -187,3 +188,10 @@ def test_gradient_of_the_error_with_respect_to_the_grid():
     bump[3] = h
     numeric = (error(times + bump) - error(times - bump)) / (2 * h)
     assert float(slope[3]) == pytest.approx(float(numeric), rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"eps": 1e-5}])
+def test_a_last_level_without_noise_is_refused(options):
+    """At sigma = 0 there is no score, and no step in units of sigma."""
+    with pytest.raises(EndpointError, match="t_min"):
+        sk.plan(AnnealedLangevin(**options), sk.EDM(), grid=[1.0, 0.1, 0.0])

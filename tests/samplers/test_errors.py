@@ -44,7 +44,7 @@ CASES = {
     "nfe too small": (
         lambda: run(steps=None, nfe=1, sampler="heun"),
         ValueError,
-        ["'heun' needs 2 evaluations a step", "nfe = 1", "Next: nfe >= 2"],
+        ["'heun' needs 2 evaluations for one interval", "nfe = 1", "Next: nfe >= 2"],
     ),
     "steps and nfe": (lambda: run(nfe=3), ValueError, ["steps or nfe, not both"]),
     "steps against a grid": (
@@ -78,7 +78,7 @@ CASES = {
     "no eta": (
         lambda: run(eta=1.0),
         ValueError,
-        ["'kernel-quadrature' has no eta", "eta = 0", "Next: use 'ddim' or 'euler-maruyama'"],
+        ["'kernel-quadrature' has no eta", "eta = 0", "Next: 'gaussian-split', 'ddim' or"],
     ),
     "eta = 0 for what only has 1": (
         lambda: run(sampler="ddpm", eta=0.0),
@@ -324,3 +324,10 @@ def test_a_network_that_fails_passes_its_own_error_on():
 
 def test_a_good_call_stays_good():
     assert run(smooth_network(VP)).ok
+
+
+def test_a_class_in_place_of_an_object_and_a_name_in_capitals():
+    with pytest.raises(TypeError, match=r"class DDIM\. Next: DDIM\(\)"):
+        sk.plan(sk.samplers.DDIM, sk.VP())
+    with pytest.raises(sk.SdekitError, match="Nearest: 'ddim'"):
+        sk.plan("DDIM", sk.VP())

@@ -116,7 +116,7 @@ def evaluations(name: str, plan: sk.Plan, tail: int) -> set[int]:
 def test_nfe_counts_the_options_of_a_sampler():
     plan = sk.plan(sk.samplers.PredictorCorrector(corrections=2), sk.VP(), nfe=12)
     assert (plan.steps, plan.nfe) == (4, 12)
-    with pytest.raises(ValueError, match="needs 3 evaluations a step"):
+    with pytest.raises(ValueError, match="needs 3 evaluations"):
         sk.plan(sk.samplers.PredictorCorrector(corrections=2), sk.VP(), nfe=2)
 
 
@@ -261,6 +261,13 @@ def test_a_plan_prints_every_instruction(name):
     assert f"nfe={plan.nfe}" in repr(plan)
 
 
+def test_a_plan_to_noise_prints_where_it_starts():
+    law = sk.VP()
+    text = str(sk.plan("ddim", law, steps=2, end="t_max"))
+    assert f"t {law.t_min:g} -> {law.t_max:g}, x[0] ~ data\n" in text
+    assert "x[0] ~ N(0, 1^2 I)\n" in str(sk.plan("ddim", law, steps=2))
+
+
 def test_printed_coefficients_are_the_plan_s():
     plan = sk.plan("ddpm", sk.VP(), grid=[0.5, 0.4])
     (combine,) = (ins for ins in plan.instructions if isinstance(ins, Combine))
@@ -269,7 +276,9 @@ def test_printed_coefficients_are_the_plan_s():
     assert f"x[1] = {w:.6g} x[0] {d:+.6g} D[0] {c:+.6g} xi[0]" in str(plan)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "1", "not json", '{"format": "sdekit-plan", "version": 2}'])
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "1", "not json", None, '{"format": "sdekit-plan", "version": 2}']
+)
 def test_what_is_no_plan_is_refused(text):
     with pytest.raises(ValueError, match=r"not a plan: expected the JSON text of Plan\.to_json"):
         sk.Plan.from_json(text)
@@ -287,6 +296,33 @@ def test_tampered_json_is_refused():
     plan = sk.Plan.from_json(json.dumps(apply))
     with pytest.raises(KeyError, match=r"unknown operation 'langevin-nrom'. Nearest: 'langevin-norm'"):
         sk.sample(gaussian(2).denoiser(sk.VP()), (2, 2), sampler=plan)
+
+
+@pytest.mark.parametrize("wrong", ["a", None, True, [1.0]])
+def test_numbers_of_a_plan_are_numbers(wrong):
+    text = sk.plan("ddpm", sk.VP(), steps=2).to_json()
+
+    def replaced(change):
+        data = json.loads(text)
+        change(data)
+        return json.dumps(data)
+
+    for change in (
+        lambda data: data.update(prior_std=wrong),
+        lambda data: data.update(data_spread=wrong),
+        lambda data: data["nodes"][1].__setitem__(2, wrong),
+        lambda data: data["instructions"][0]["node"].__setitem__(0, wrong),
+        lambda data: data["instructions"][1]["terms"][0].__setitem__(0, wrong),
+        lambda data: data["instructions"][1]["noise"][0].__setitem__(0, wrong),
+    ):
+        with pytest.raises(ValueError, match="not a plan.*expected a number"):
+            sk.Plan.from_json(replaced(change))
+
+
+@pytest.mark.parametrize("name", ["ddim", "pc"])
+def test_equal_plans_have_equal_hashes(name):
+    plan = sk.plan(name, sk.VP(), steps=2)
+    assert hash(sk.Plan.from_json(plan.to_json())) == hash(plan)
 
 
 def test_plans_check_their_registers():

@@ -93,6 +93,21 @@ def test_the_solution_says_what_happened(device):
     assert "all ok" in repr(run)
 
 
+@pytest.mark.parametrize("parallel", [None, 3])
+def test_a_callback_may_look_and_not_touch(parallel):
+    model = gaussian(3).denoiser(sk.VP())
+    with pytest.raises(ValueError, match="changed x in place at node 2.*x.clone"):
+        sk.sample(
+            model,
+            (4, 3),
+            steps=5,
+            parallel=parallel,
+            callback=lambda i, t, x: x.mul_(2) if i == 2 else None,
+        )
+    with torch.inference_mode():  # such tensors do not count their changes
+        assert sk.sample(model, (4, 3), steps=5, callback=lambda i, t, x: None).ok
+
+
 @pytest.mark.parametrize("end", ["t_min", "clean"])
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_states_callback_and_progress(name, end, device, capsys):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import gamma, kstest, norm
 
 import sdekit as sk
-from sdekit.errors import ArgumentOrderError, CapabilityError, ShapeError
+from sdekit.errors import ArgumentOrderError, CapabilityError, NonFiniteError, ShapeError
 from sdekit.noise import Philox, Recorded
 from sdekit.solvers import MALA, ULA, Acceptance, Interval
 
@@ -216,3 +216,24 @@ def test_they_are_in_the_table():
     rows = {row.name: row for row in sk.solvers()}
     assert rows["ula"].cls == ULA.__name__
     assert rows["mala"].cls == MALA.__name__
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_mala_says_where_it_could_never_move(bad):
+    """log p NaN or infinite, or no score, at the start: every proposal would be refused, in silence."""
+    x = torch.tensor([[1.0], [-1.0], [2.0]])
+    broken = sk.Langevin(lambda x: -x, log_prob=lambda x: torch.where(x > 0, -0.5 * x * x, bad).sum(-1))
+    with pytest.raises(NonFiniteError, match="1 of 3 samples; first: sample 1, where log p = (nan|inf)"):
+        sk.solve(broken, x, (0.0, 1.0), steps=3, solver="mala")
+    slope = sk.Langevin(lambda x: torch.where(x < 1.5, -x, bad), log_prob=lambda x: (-0.5 * x * x).sum(-1))
+    with pytest.raises(NonFiniteError, match="first: sample 2, where log p = -2 and the score is not finite"):
+        sk.solve(slope, x, (0.0, 1.0), steps=3, solver="mala")
+
+
+def test_acceptance_belongs_to_one_run():
+    law, count = (
+        sk.Langevin(lambda x: -x, log_prob=lambda x: (-0.5 * x * x).sum(-1)),
+        Acceptance(torch.zeros(2, 1)),
+    )
+    with pytest.raises(ShapeError, match=r"states of shape \(2, 1\), got \(3, 1\)"):
+        sk.solve(law, torch.zeros(3, 1), (0.0, 1.0), steps=3, solver="mala", callback=count)
