@@ -20,17 +20,17 @@ def lines(
     """Every figure, a line of text for each row: "evaluations: value", "-" where not finite.
 
     "geometric means" of the medians by suite and configuration; "errors" by problem and configuration,
-    mean, median and RMSE for ours, the median for the others.
+    mean, median and RMSE for ours, the median for the others that were run on the whole suite.
     """
 
     def text(row: Mapping[int, float | None]) -> str:
         return ", ".join(f"{n}: {'-' if v is None or math.isinf(v) else f'{v:.2e}'}" for n, v in row.items())
 
     measured: dict[str, Any] = {}
-    for problems in tables.values():
+    for suite, problems in tables.items():
         for name, table in problems.items():
             for c, row in table.items():
-                if not any(row.values()):
+                if not any(row.values()) or not (c in own or means[suite].get(c)):
                     continue
                 kinds = ("mean", "median", "RMSE") if c in own else ("median",)
                 place = ("mean", "median", "RMSE").index

@@ -27,7 +27,7 @@ from typing import ClassVar, TypeAlias
 
 from torch import Tensor
 
-from sdekit._math import exp, expm1, log1p, sqrt, table
+from sdekit._math import exp, expm1, log1p, sqrt, table, value
 from sdekit._typing import Number
 from sdekit.errors import check_count
 from sdekit.samplers.base import Path, Sampler, move
@@ -99,14 +99,14 @@ class Trigonometric(Sampler):
         c, eta = self.scale(path), self.stochasticity(path)
         k, m = self.history(path), self.behind(path)
         old = [spaced(i, max(k, m), lambda a, b: path.angle(a, b, c)) for i in range(path.steps)]
-        noisy = path.steps - (path[path.steps].sigma == 0)
+        noisy = path.steps - int(value(path[path.steps].sigma) == 0)
         predictors = self.weights(path, [(i, old[i][:k]) for i in range(noisy)], c)
         correctors = self.weights(path, [(i, (i + 1, *old[i][:m])) for i in range(path.steps - 1)], c)
         yield path.evaluate("D[0]", state(0), 0)
         yield _normalised("F[0]", path, 0, state(0), "D[0]", c)
         for i in range(path.steps):
             history = [f"F[{j}]" for j in old[i]]
-            if path[i + 1].sigma == 0:
+            if i == noisy:
                 yield move(path[i], path[i + 1], state(i), f"D[{i}]", state(i + 1))
                 return
             if i + 1 == path.steps:

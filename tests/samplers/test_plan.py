@@ -127,7 +127,7 @@ def test_nfe_counts_expensive_and_cheap_steps():
     published = sk.samplers.Restart(intervals=((0.12, 0.6, 2, 2),))
     plan = sk.plan(published, sk.EDM(), nfe=43, end="clean", data_std=0.5)
     assert (plan.steps, plan.nfe) == (18, 43)
-    with pytest.raises(ValueError, match=r"4 for one interval.*Next: nfe >= 4"):
+    with pytest.raises(ValueError, match=r"4 evaluations for one interval.*Next: nfe >= 4"):
         sk.plan("pndm", sk.VP(), nfe=3)
 
 
@@ -372,8 +372,8 @@ def test_draws_are_counted():
         assert plan.draws == tuple(sorted(used))
 
 
-def test_infinite_coefficients_are_refused_and_the_order_drops_where_it_can(device):
-    """A grid that runs into sigma = 0: DPM-Solver++ ends in x' = alpha' D, the kernel has no rule there."""
+def test_the_order_drops_at_clean_data_and_what_has_no_limit_is_refused(device):
+    """A grid that runs into sigma = 0: DPM-Solver++ ends in x' = alpha' D; a corrector has no score there."""
     target = gaussian(3)
     for process in ("VP", "EDM", "RectifiedFlow"):
         law = PROCESSES[process]
@@ -383,11 +383,13 @@ def test_infinite_coefficients_are_refused_and_the_order_drops_where_it_can(devi
             target.denoiser(law), (4, 3), sampler="dpmpp-2m", grid=grid[:-1], end="clean", device=device
         ).x
         torch.testing.assert_close(zero, clean, rtol=1e-5, atol=1e-6)
-        with pytest.raises(ValueError, match=r"no finite coefficients.*sigma = 0.*Next.*end='clean'"):
-            sk.plan("kernel-quadrature", law, grid=grid)
-        for name in ("heun", "pc"):
-            with pytest.raises(sk.errors.EndpointError, match="Next"):
-                sk.sample(target.denoiser(law), (4, 3), sampler=name, grid=grid, device=device)
+        for name in ("kernel-quadrature", "trig-adams"):
+            last = sk.plan(name, law, grid=grid).instructions[-1]
+            assert last.terms == ((1.0, "D[2]"),)
+        heun = sk.plan("heun", law, grid=grid)
+        assert heun.nfe == 5  # the last step is Euler's
+        with pytest.raises(sk.errors.EndpointError, match="Next"):
+            sk.sample(target.denoiser(law), (4, 3), sampler="pc", grid=grid, device=device)
 
 
 @dataclass(frozen=True)
@@ -452,3 +454,17 @@ def test_equal_questions_have_equal_plans():
     assert not sk.plan("ddim", process, steps=4).stochastic
     flow = sk.RectifiedFlow()
     assert sk.plan("ddim", flow, steps=4, finite=True).times != sk.plan("ddim", flow, steps=4).times
+
+
+def test_a_recipe_with_infinite_coefficients_is_refused():
+    @dataclass(frozen=True)
+    class Divides(sk.samplers.Sampler):
+        name = "divides"
+        order = 1
+        reference = ""
+
+        def recipe(self, path):
+            yield Combine("x[1]", ((float(path[0].alpha) * math.inf, "x[0]"),))
+
+    with pytest.raises(ValueError, match=r"'divides' has no finite coefficients.*sigma = 0.*Next"):
+        sk.plan(Divides(), sk.EDM(), grid=[1.0, 0.0])
