@@ -28,7 +28,10 @@ author = "The sdekit developers"
 copyright = "2026, The sdekit developers"
 release = version = sk.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "myst_nb", "sphinxcontrib.bibtex"]
+extensions = [
+    *("sphinx.ext.autodoc", "sphinx.ext.viewcode", "myst_nb", "sphinxcontrib.bibtex"),
+    "sphinx-mathjax-offline",  # equations need no network to read
+]
 exclude_patterns = ["_build", "_generated", "jupyter_execute", "README.md"]
 highlight_language = "none"  # equations in docstrings are no Python
 smartquotes = False  # x' is a prime
