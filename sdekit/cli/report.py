@@ -80,14 +80,22 @@ def draw_digits(path: Path, held: Tensor, runs: dict[str, Solution]) -> None:
 
 
 def draw_certificates(path: Path, curves: Curves) -> None:
-    """Exact W2 against evaluations, one line a sampler."""
+    """Exact W2 against evaluations, one line a sampler: without and with noise, side by side."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.0, 5.4), layout="constrained")
+    figure = Figure(figsize=(14.0, 5.6), layout="constrained")
     lines = [{c.plan.nfe: c for c in line.values()}.values() for line in curves.values()]
-    ax = plot.certificate([c for line in lines for c in line], figure.subplots())
-    ax.set_title("Exact error of every sampler on the Gaussian with the digits' covariance")
-    figure.savefig(path, dpi=130)
+    given = [c for line in lines for c in line]
+    panels = {"without noise": "kernel-quadrature", "with noise": "gaussian-split"}
+    top = 0.0
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, noisy, (title, bold) in zip(axes, (False, True), panels.items(), strict=True):
+        plot.certificate([c for c in given if c.plan.stochastic == noisy], ax, highlight=bold)
+        ax.set_title(title)
+        top = max(top, ax.get_ylim()[1])
+    axes[0].set_ylim(top=top)
+    figure.suptitle("Exact error of every sampler on the Gaussian with the digits' covariance")
+    figure.savefig(path, dpi=110)
 
 
 def summary(
