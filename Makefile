@@ -53,7 +53,7 @@ $(DOCS_STAMP): $(STAMP)
 	@touch $(DOCS_STAMP)
 
 docs: $(DOCS_STAMP)
-	$(BIN)/python -m sphinx -E -a -n -W --keep-going -j 2 -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -E -a -n -W --keep-going -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 league: $(STAMP)
