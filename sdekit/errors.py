@@ -32,6 +32,7 @@ __all__ = [
     "check_argument_order",
     "check_count",
     "check_first_id",
+    "check_not_negative",
     "check_output",
     "check_positive",
     "check_state",
@@ -205,10 +206,28 @@ def check_count(value: object, name: str, minimum: int = 1) -> int:
 
 def check_positive(value: float, name: str) -> float:
     """A finite number > 0. Raises ValueError."""
-    number = float(value)
+    number = _number(value)
     if not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"{name} must be finite and > 0, got {value}.")
+        raise ValueError(f"{name} must be finite and > 0, got {value!r}.")
     return number
+
+
+def check_not_negative(value: float, name: str) -> float:
+    """A finite number >= 0. Raises ValueError."""
+    number = _number(value)
+    if not (number >= 0 and math.isfinite(number)):
+        raise ValueError(f"{name} must be finite and >= 0, got {value!r}.")
+    return number
+
+
+def _number(value: object) -> float:
+    """value as a float, NaN where it is no number."""
+    if isinstance(value, str | bool | None):
+        return math.nan
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
 
 
 def check_output(out: object, x: torch.Tensor, role: str) -> torch.Tensor:

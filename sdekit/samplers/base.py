@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdekit._math import atan2, exp, log, sqrt, table, value
 from sdekit._typing import Number
+from sdekit.errors import check_not_negative
 from sdekit.samplers.grids import AMPLIFIED, Grid
 from sdekit.samplers.plan import Combine, Evaluate, Instruction, combine, state
 from sdekit.score.predictions import Node
@@ -160,8 +161,7 @@ class Sampler:
         """
         if eta is None:
             return self
-        if not (eta >= 0 and math.isfinite(eta)):
-            raise ValueError(f"eta must be finite and >= 0, got {eta}.")
+        eta = check_not_negative(eta, "eta")
         if "eta" not in self.__dataclass_fields__:
             fixed = 1.0 if self.stochastic else 0.0
             if eta == fixed:

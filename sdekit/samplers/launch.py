@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from sdekit.errors import (
     ShapeError,
     check_count,
     check_first_id,
+    check_not_negative,
     check_state,
 )
 from sdekit.noise import Noise, Philox, Recorded, as_noise
@@ -67,7 +67,7 @@ def launch(
 ) -> Solution:
     """The run behind `sample`, `sdekit.decode`, and with end = "t_max" `sdekit.encode`."""
     started = time.perf_counter()
-    _check_options(model, backend, save, gradient)
+    _check_options(model, backend, save, gradient, callback)
     window, tolerance = _check_parallel(parallel, tolerance)
     shape = _check_shape(shape, model)
     x_init = None if x_init is None else check_initial(check_state(x_init, "x_init"), shape)
@@ -146,7 +146,9 @@ def _status(run: Run, x: Tensor) -> tuple[Tensor, Tensor]:
     return bad.to(torch.int64) * int(Status.NON_FINITE), step
 
 
-def _check_options(model: object, backend: str, save: str | None, gradient: str | None) -> None:
+def _check_options(
+    model: object, backend: str, save: str | None, gradient: str | None, callback: object
+) -> None:
     if not isinstance(model, Denoiser):
         raise TypeError(
             f"model must be a Denoiser, got {type(model).__name__}. Next: sdekit.Denoiser(net, process, "
@@ -158,6 +160,8 @@ def _check_options(model: object, backend: str, save: str | None, gradient: str 
         raise ValueError(f"save must be None or 'all', got {save!r}.")
     if gradient not in (None, "backprop"):
         raise ValueError(f"gradient must be None or 'backprop', got {gradient!r}.")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function of (step, time, x), got {callback!r}.")
 
 
 def _check_parallel(parallel: int | None, tolerance: float | None) -> tuple[int | None, float]:
@@ -167,9 +171,8 @@ def _check_parallel(parallel: int | None, tolerance: float | None) -> tuple[int 
                 "tolerance belongs to a parallel run, and parallel was not given. Next: parallel=8."
             )
         return None, TOLERANCE
-    if tolerance is not None and not (tolerance >= 0 and math.isfinite(tolerance)):
-        raise ValueError(f"tolerance must be finite and >= 0, got {tolerance}.")
-    return check_count(parallel, "parallel"), TOLERANCE if tolerance is None else float(tolerance)
+    accepted = TOLERANCE if tolerance is None else check_not_negative(tolerance, "tolerance")
+    return check_count(parallel, "parallel"), accepted
 
 
 def _check_shape(shape: int | Sequence[int], model: Denoiser) -> tuple[int, ...]:
@@ -194,8 +197,8 @@ def _dtype_device(
 ) -> tuple[torch.dtype, torch.device]:
     if dtype is None:
         dtype = torch.float32 if x_init is None else x_init.dtype
-    if not dtype.is_floating_point:
-        raise ShapeError(f"dtype must be floating, got {dtype}.")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ShapeError(f"dtype must be a floating torch.dtype, such as torch.float32, got {dtype!r}.")
     if device is None:
         device = x_init.device if x_init is not None else torch.device("cpu")
         if x_init is None and isinstance(model.net, torch.nn.Module):
