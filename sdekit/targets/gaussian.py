@@ -10,9 +10,12 @@ from torch import Tensor, distributions
 
 from sdekit._typing import Number
 from sdekit.errors import NotPositiveDefiniteError, ShapeError, check_positive
-from sdekit.targets._linear import as_float64, check_variances, condition, eigen, is_single
+from sdekit.targets._basis import EIGH, LARGEST, Basis, Hartley, check_size, dense
+from sdekit.targets._forms import from_data, resolve
+from sdekit.targets._linear import as_float64, check_variances, condition
 from sdekit.targets._moments import Moments
 from sdekit.targets._rows import Matrix, fold
+from sdekit.targets._texture import decompose, photograph
 from sdekit.targets.base import PerDevice, Target, at_clean
 
 __all__ = ["Gaussian"]
@@ -27,7 +30,8 @@ class Gaussian(Target):
         score = -(alpha^2 C + sigma^2 I)^{-1} (x - alpha m),
         E[x0 | x_t] = m + alpha C (alpha^2 C + sigma^2 I)^{-1} (x - alpha m),
 
-    exact at alpha = 0 (m) and sigma = 0 (x / alpha): all is diagonal in the basis V.
+    exact at alpha = 0 (m) and sigma = 0 (x / alpha): all is diagonal in the basis V. Two forms of C have a
+    basis that is applied without a D x D matrix, so that D = 1e5 and more is cheap: low_rank and spectrum.
 
     Parameters
     ----------
@@ -39,12 +43,20 @@ class Gaussian(Target):
         In place of cov: a number or (*event), C diagonal.
     eigen
         In place of cov: (values (D,), basis (D, D)), eigenvectors in the columns.
+    low_rank
+        In place of cov: (U (D, k), d), C = U U^T + d I; d may be (D,) where D is small.
+    spectrum
+        In place of cov: C is stationary on a torus, Cov(x(p), x(q)) = r(p - q), with eigenvalues
+        S(f) = sum_p r(p) exp(-2 pi i f.p) in the order of `torch.fft`: (L,), (H, W) or (C, H, W), channels
+        uncoupled; or cross-spectra (C, C, H, W), S_cc' = the transform of Cov(x_c(p), x_c'(0)).
 
-    With a number as mean the event shape is that of ``variance`` or (D,); (1,) for numbers alone.
+    With a number as mean the event shape is that of ``variance`` or ``spectrum``, or (D,); (1,) for numbers
+    alone.
 
     Raises
     ------
-    NotPositiveDefiniteError: C is not symmetric positive definite. ShapeError: shapes do not fit.
+    NotPositiveDefiniteError: C is not symmetric positive definite. ShapeError: shapes do not fit, or a
+    D x D matrix is asked for that would be too large. ValueError: a spectrum without its symmetries.
     """
 
     def __init__(
@@ -54,39 +66,13 @@ class Gaussian(Target):
         *,
         variance: Any = None,
         eigen: tuple[Any, Any] | None = None,
+        low_rank: tuple[Any, Any] | None = None,
+        spectrum: Any = None,
     ) -> None:
-        given = [
-            name for name, v in (("cov", cov), ("variance", variance), ("eigen", eigen)) if v is not None
-        ]
-        if len(given) != 1:
-            raise TypeError(
-                f"exactly one of cov, variance and eigen must be given, got {given or 'none'}. "
-                f"Next: Gaussian(mean, cov), Gaussian(mean, variance=1.0) or "
-                f"Gaussian(mean, eigen=(values, basis))."
-            )
-        m = as_float64(mean, "mean")
-        if variance is None and cov is not None and torch.as_tensor(cov).ndim == 0:
-            variance = cov
-        if variance is not None:
-            v = as_float64(variance, "variance")
-            event = m.shape or v.shape or torch.Size([1])
-            if v.shape not in ((), event):
-                raise ShapeError(
-                    f"variance must be a number or have the event shape {tuple(event)}, got "
-                    f"{tuple(v.shape)}. Likely cause: a covariance matrix. Next: pass it as cov."
-                )
-            self._set(m.expand(event), check_variances(v, "variance").expand(event).reshape(-1).clone(), None)
-            return
-        values, basis = _from_cov(cov) if eigen is None else _from_eigen(*eigen)
-        event = m.shape or torch.Size([len(values)])
-        if event.numel() != len(values):
-            raise ShapeError(
-                f"the covariance must be (D, D) with D = {event.numel()}, the elements of mean "
-                f"{tuple(event)}, got D = {len(values)}."
-            )
-        self._set(m.expand(event), values, Matrix(basis))
+        forms = {"cov": cov, "variance": variance, "eigen": eigen, "low_rank": low_rank}
+        self._set(*resolve(mean, {**forms, "spectrum": spectrum}))
 
-    def _set(self, mean: Tensor, values: Tensor, basis: Matrix | None) -> Gaussian:
+    def _set(self, mean: Tensor, values: Tensor, basis: Basis | None) -> Gaussian:
         self.event_shape = mean.shape
         self.mean = mean.clone()
         self.eigenvalues = values
@@ -95,7 +81,7 @@ class Gaussian(Target):
         return self
 
     @classmethod
-    def _make(cls, mean: Tensor, values: Tensor, basis: Matrix | None) -> Gaussian:
+    def _make(cls, mean: Tensor, values: Tensor, basis: Basis | None) -> Gaussian:
         return cls.__new__(cls)._set(mean, values, basis)
 
     @classmethod
@@ -111,31 +97,97 @@ class Gaussian(Target):
             raise ShapeError(f"data must have shape (N, *event) with N >= 2, got {tuple(x.shape)}.")
         flat = x.reshape(len(x), -1)
         mean = flat.mean(0)
-        centred = flat - mean
-        cov = centred.T @ centred / len(x)
-        if floor == 0:
-            return cls(mean.reshape(x.shape[1:]), cov)
-        values, basis = torch.linalg.eigh((cov + cov.T) / 2)
+        return cls._make(mean.reshape(x.shape[1:]), *from_data(flat - mean, floor))
+
+    @classmethod
+    def texture(
+        cls, images: Any, *, floor: float = 1e-4, couple: bool = True, periodic: bool = True
+    ) -> Gaussian:
+        r"""The stationary Gaussian with the mean colour and the spectrum of photographs.
+
+            S(f) = mean over images of X(f) X(f)^H,   X the unitary Fourier transform of image - mean.
+
+        For one photograph its samples are those of asymptotic discrete spot noise: the same spectrum,
+        random phases. images: (H, W), (C, H, W), or (N, C, H, W) for the mean of several, patches say.
+        floor: eigenvalues below floor tr C/D are raised to it; one photograph leaves all but one of each
+        frequency's C eigenvalues there. couple: False forgets how the channels go together. periodic: take
+        out first the jumps between opposite borders, which a torus does not have.
+
+        Galerne, Gousseau and Morel 2011, Random phase textures (IEEE TIP 20); Moisan 2011, Periodic plus
+        smooth image decomposition (JMIV 39).
+        """
+        mean, s = photograph(images, couple, periodic)
+        values, basis = decompose(s if s.is_complex() else s.reshape(*[1] * (3 - s.ndim), *s.shape))
         low = check_positive(floor, "floor") * float(values.mean())
         if not low > 0:
             raise NotPositiveDefiniteError(
-                "the data are constant, so they have no covariance. Likely cause: one sample repeated. "
-                "Next: Gaussian(mean, variance=...)."
+                "the image is constant, so it has no spectrum. Next: Gaussian(mean, variance=...)."
             )
-        return cls._make(mean.reshape(x.shape[1:]), values.clamp_min(low), Matrix(basis))
+        return cls._make(mean, values.clamp_min(low), basis)
+
+    def with_eigenvalues(self, values: Any, mean: Any = None) -> Gaussian:
+        """The law with the same eigenvectors and other ``values`` (D,), and another mean (*event) if given.
+
+        With it a wrong model is written down: `sdekit.certify(..., model=target.with_eigenvalues(...))`.
+        """
+        v = as_float64(values, "values")
+        if v.shape not in ((), self.eigenvalues.shape):
+            raise ShapeError(f"values must be a number or ({self.dimension},), got {tuple(v.shape)}.")
+        m = self.mean if mean is None else as_float64(mean, "mean")
+        if m.shape not in ((), self.event_shape):
+            raise ShapeError(f"mean must have shape {tuple(self.event_shape)}, got {tuple(m.shape)}.")
+        v = check_variances(v, "values").expand(self.eigenvalues.shape).clone()
+        return self._make(m.expand(self.event_shape), v, self._basis)
 
     # The basis.
 
     @property
     def basis(self) -> Tensor | None:
-        """V (D, D) float64, eigenvectors in the columns; None for a diagonal covariance, V = I."""
-        return None if self._basis is None else self._basis.v
+        """V (D, D) float64, eigenvectors in the columns; None for a diagonal covariance, V = I.
+
+        Raises ShapeError where it would be too large to write out: `to_basis` and `from_basis` apply it.
+        """
+        return None if self._basis is None else dense(self._basis, self.dimension)
 
     @property
     def cov(self) -> Tensor:
-        """C (D, D) float64, computed on demand."""
+        """C (D, D) float64, computed on demand. Raises ShapeError where it would be too large."""
+        return self.assemble(self.eigenvalues)
+
+    def assemble(self, variances: Tensor) -> Tensor:
+        """V diag(variances) V^T, (D,) -> (D, D) float64. Raises ShapeError where it would be too large."""
+        check_size(
+            self.dimension,
+            "the covariance",
+            LARGEST,
+            "variances along the eigenvectors, .eigenvalues or .law",
+        )
         v = self.basis
-        return torch.diag(self.eigenvalues) if v is None else (v * self.eigenvalues) @ v.T
+        return torch.diag(variances) if v is None else (v * variances) @ v.T
+
+    def variances_of(self, other: Gaussian) -> Tensor:
+        """Eigenvalues (D,) of ``other``'s covariance along this law's eigenvectors, which it must share.
+
+        Raises ValueError where it does not, ShapeError where D is too large to find out.
+        """
+        mine, its = self._basis, other._basis
+        if its is mine or (isinstance(mine, Hartley) and mine.same(its)):
+            return other.eigenvalues
+        if bool((other.eigenvalues == other.eigenvalues[0]).all()):
+            return other.eigenvalues
+        hint = "target.with_eigenvalues(values), which keeps the eigenvectors"
+        check_size(self.dimension, "the comparison of eigenvectors", EIGH, hint)
+        v = self.basis
+        inside = other.cov if v is None else v.T @ other.cov @ v
+        values = inside.diagonal().clone()
+        off = float((inside - torch.diag(values)).abs().max())
+        if off > 1e-9 * float(values.max()):
+            raise ValueError(
+                f"the two covariances must have the same eigenvectors, but along the first's the second has "
+                f"entries off the diagonal up to {off:.3g}, where its largest variance is "
+                f"{float(values.max()):.3g}. Next: {hint}."
+            )
+        return check_variances(values, "the variances along the first law's eigenvectors")
 
     def to_basis(self, x: Tensor) -> Tensor:
         """V^T x: (..., *event) -> (..., D), in x's dtype; rows are independent."""
@@ -167,6 +219,7 @@ class Gaussian(Target):
 
         A: (k, D) or (k, *event); y: (k,); noise_cov R: a number, (k,) or (k, k).
         """
+        check_size(self.dimension, "the posterior's basis", EIGH, "a smaller event")
         update = condition(self.mean.reshape(-1), self.eigenvalues, self.basis, A, y, noise_cov)
         return self._make(update.mean.reshape(self.event_shape), update.values, Matrix(update.basis))
 
@@ -197,7 +250,7 @@ class Gaussian(Target):
 
     def _moments(self) -> Moments:
         values = self.eigenvalues
-        m = self.mean.reshape(-1) if self.basis is None else self.mean.reshape(-1) @ self.basis
+        m = self._to(self.mean.reshape(-1))
         return Moments(
             self.dimension,
             float(values.sum()),
@@ -205,28 +258,3 @@ class Gaussian(Target):
             float((m * m).sum()),
             float((values * m * m).sum()),
         )
-
-
-def _from_cov(cov: Any) -> tuple[Tensor, Tensor]:
-    c = as_float64(cov, "cov")
-    if c.ndim != 2 or c.shape[0] != c.shape[1]:
-        raise ShapeError(
-            f"cov must have shape (D, D), got {tuple(c.shape)}. Likely cause: variances. Next: variance=..."
-        )
-    return eigen(c, is_single(cov))
-
-
-def _from_eigen(values: Any, basis: Any) -> tuple[Tensor, Tensor]:
-    w, v = as_float64(values, "eigenvalues").clone(), as_float64(basis, "basis").clone()
-    if w.ndim != 1 or v.shape != (len(w), len(w)):
-        raise ShapeError(
-            f"eigen must be (values (D,), basis (D, D)), got shapes {tuple(w.shape)} and {tuple(v.shape)}."
-        )
-    defect = v.T @ v - torch.eye(len(w), dtype=v.dtype)
-    error = float(defect.abs().max())
-    if error > 1e-5:
-        raise ValueError(
-            f"basis must be orthogonal, but V^T V differs from I by {error:.3g}. Likely cause: eigenvectors "
-            f"of a matrix that is not symmetric. Next: torch.linalg.eigh."
-        )
-    return check_variances(w, "eigenvalues"), v - v @ defect / 2  # squares a float32 basis's defect

@@ -14,6 +14,8 @@ PROCESSES = [sk.VP(), sk.SubVP(), sk.VE(), sk.Cosine(), sk.EDM(), sk.RectifiedFl
 KINDS = [
     "gaussian diagonal",
     "gaussian dense",
+    "gaussian low-rank",
+    "gaussian stationary",
     "mixture isotropic",
     "mixture diagonal",
     "mixture shared",
@@ -65,6 +67,14 @@ def law(kind: str, event: tuple[int, ...] = (3,), *, seed: int = 0, bandwidth: f
         return 0.2 + torch.rand(shape, generator=g, dtype=torch.float64)
 
     family, _, form = kind.partition(" ")
+    if kind == "gaussian low-rank":
+        m, factor = normal(1, d), normal(d, (d + 1) // 2)
+        c = (factor @ factor.T + 0.3 * eye)[None]
+        return Law(Gaussian(m[0].reshape(event), low_rank=(factor, 0.3)), torch.ones(1).double(), m, c)
+    if kind == "gaussian stationary":
+        m = normal(1, d)
+        c, spectrum = stationary(normal(2, *event), 0.3)
+        return Law(Gaussian(m[0].reshape(event), spectrum=spectrum), torch.ones(1).double(), m, c[None])
     if family == "gaussian":
         m = normal(1, d)
         c = torch.diag_embed(positive(1, d)) if form == "diagonal" else spd(1, d, g)
@@ -90,6 +100,24 @@ def law(kind: str, event: tuple[int, ...] = (3,), *, seed: int = 0, bandwidth: f
     w = positive(20) if form else torch.ones(20, dtype=torch.float64)
     target = Empirical(y.reshape(20, *event), bandwidth, weights=w if form else None)
     return Law(target, w / w.sum(), y, bandwidth**2 * eye.expand(20, d, d))
+
+
+def stationary(fields: Tensor, white: float) -> tuple[Tensor, Tensor]:
+    """(C (D, D), spectrum): the mean over shifts of v v^T, v the ``fields`` (N, *event), plus white noise.
+
+    C is summed shift by shift; the spectrum is the transform of its column at the origin, r(p) = C(p, 0).
+    """
+    event = fields.shape[1:]
+    channels, height, width = full = (*(1,) * (3 - len(event)), *event)
+    cov = white * torch.eye(fields[0].numel(), dtype=torch.float64)
+    for v in fields.reshape(-1, *full):
+        for a in range(height):
+            for b in range(width):
+                shifted = v.roll((a, b), (-2, -1)).flatten()
+                cov = cov + torch.outer(shifted, shifted) / (len(fields) * height * width)
+    blocks = cov.reshape(*full, *full)[:, :, :, :, 0, 0]  # (c, y, x, c')
+    spectrum = torch.fft.fft2(blocks.permute(0, 3, 1, 2))
+    return cov, spectrum if channels > 1 else spectrum[0, 0].real.reshape(event)
 
 
 def states(target: Target, n: int, seed: int = 9, dtype: torch.dtype = torch.float64) -> Tensor:

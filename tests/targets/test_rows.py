@@ -15,7 +15,15 @@ from sdekit.targets import Target
 from sdekit.targets._rows import Matrix, fold, logsumexp, softmax
 from tests.targets.laws import law, states
 
-KINDS = ["gaussian diagonal", "gaussian dense", "mixture dense", "mixture shared", "empirical"]
+KINDS = [
+    "gaussian diagonal",
+    "gaussian dense",
+    "gaussian low-rank",
+    "gaussian stationary",
+    "mixture dense",
+    "mixture shared",
+    "empirical",
+]
 EVENTS = [(1,), (3,), (8, 8), (1, 16, 16)]
 FLOATS = [torch.float32, torch.float64]
 

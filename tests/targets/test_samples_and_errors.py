@@ -122,7 +122,12 @@ def gaussian() -> Gaussian:
 
 
 REFUSALS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
-    ("none of three", lambda: Gaussian(0.0), TypeError, r"exactly one of cov, variance and eigen"),
+    (
+        "none of three",
+        lambda: Gaussian(0.0),
+        TypeError,
+        r"exactly one of cov, variance, eigen, low_rank and spectrum",
+    ),
     ("two of three", lambda: Gaussian(0.0, 1.0, variance=1.0), TypeError, r"got \['cov', 'variance'\]"),
     ("mean NaN", lambda: Gaussian([NAN], 1.0), ValueError, r"mean holds NaN or infinity"),
     ("mean text", lambda: Gaussian("a", 1.0), ShapeError, r"mean must be a number, an array"),
