@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     PROBES = 3
     TRAINING = 4
     DATA = 5
+    LEVY = 6
 
 
 class Noise(ABC):
@@ -235,7 +236,8 @@ def as_noise(seed: int = 0, noise: Noise | None = None) -> Noise:
     given: object = Philox(seed) if noise is None else noise
     if not isinstance(given, Noise):
         raise TypeError(
-            f"noise must be a Noise (Philox, TorchNoise, Recorded), got {type(given).__name__}. Next: for an "
-            f"integer pass seed=, for a torch.Generator TorchNoise(generator), for tensors Recorded(draws)."
+            f"noise must be a Noise (Philox, BrownianTree, TorchNoise, Recorded), got {type(given).__name__}."
+            f" Next: for an integer pass seed=, for a torch.Generator TorchNoise(generator), for tensors "
+            f"Recorded(draws)."
         )
     return given

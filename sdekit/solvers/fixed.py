@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sdekit.errors import ShapeError
+from sdekit.noise.brownian import BrownianTree
 from sdekit.noise.source import TorchNoise
 from sdekit.sde.base import SDE
 from sdekit.solution import Status
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["integrate"]
 
 CHUNK = 1024
+QUERY = 2**15
+"""Increments asked of a path at a time."""
 
 
 class _Walk:
@@ -49,8 +52,10 @@ class _Walk:
         """Steps first <= k < last."""
         lengths = np.diff(self.grid[first : last + 1]).tolist()
         columns = zip(*(row[first:last].unbind() for row in self.table), strict=True)
+        tree = isinstance(self.p.noise, BrownianTree) and self.p.solver.normals > 0
+        path = self.path(first, last) if tree else None
         for k, (h, times) in enumerate(zip(lengths, columns, strict=True), start=first):
-            yield k, Interval(times, h, *self.brownian(k, h))
+            yield k, Interval(times, h, *(next(path) if path else self.brownian(k, h)))
 
     def brownian(self, k: int, h: float) -> list[Tensor]:
         """W, and H where the solver wants it, over step k: draw k n + j of the noise, n draws a step."""
@@ -58,6 +63,15 @@ class _Walk:
         scales = (abs(h), abs(h) / 12)[:n]
         draw = self.p.noise.normal
         return [draw(k * n + j, self.like, self.p.ids) * math.sqrt(v) for j, v in enumerate(scales)]
+
+    def path(self, first: int, last: int) -> Iterator[tuple[Tensor, ...]]:
+        """The same from a path, a function of the times alone; several steps a query where they are small."""
+        noise = self.p.noise
+        assert isinstance(noise, BrownianTree)
+        length = min(max(QUERY // max(self.like.numel(), 1), 1), 64)
+        for k in range(first, last, length):
+            found = noise.steps(self.grid[k : min(k + length, last) + 1], self.like, self.p.ids)
+            yield from zip(*(found.W, found.H)[: self.p.solver.normals], strict=True)
 
 
 def integrate(p: Problem) -> Outcome:

@@ -96,7 +96,8 @@ def solve(
         the grid (where they are nodes already, nothing changes; elsewhere a step is split, and the draws
         of later steps are others). Adaptive solvers use their dense output.
     seed, noise
-        Normal draw k belongs to step k, sample i to row i - first_id; ``noise`` replaces Philox(seed).
+        Normal draw k belongs to step k, sample i to row i - first_id; ``noise`` replaces Philox(seed). With
+        BrownianTree(seed) the increments are those of one path, whatever the steps and the saved times.
     progress, callback
         A progress bar; ``callback(step, t, x)`` after each step, t a float, or (B,) with per-sample steps.
     gradient

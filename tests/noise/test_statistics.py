@@ -97,7 +97,7 @@ def test_streams_are_independent() -> None:
     streams += [stream(purpose=purpose) for purpose in Purpose if purpose != Purpose.INJECTED]
     streams += [stream(seed=seed) for seed in (1, 2, 3, 2**31, 2**32, 2**32 + 1, 2**63, -1)]
     streams += [stream(seed=1, draw=1), stream(sample=1, draw=1)]
-    assert len(streams) == 32
+    assert len(streams) == 33
     assert not correlated(torch.stack(streams, dim=1), 6.0)
 
 
