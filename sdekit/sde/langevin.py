@@ -1,4 +1,4 @@
-"""Overdamped Langevin dynamics: the SDE whose stationary law is a given density."""
+"""Langevin dynamics, overdamped and underdamped: the SDEs whose stationary law is a given density."""
 
 from __future__ import annotations
 
@@ -11,34 +11,26 @@ import torch
 from torch import Tensor
 
 from sdekit._typing import Number
-from sdekit.errors import CapabilityError, ShapeError, check_argument_order
+from sdekit.errors import CapabilityError, ShapeError, check_argument_order, check_positive
 from sdekit.sde.base import SDE
+from sdekit.sde.phase import join, split, velocity_noise
 
-__all__ = ["Langevin"]
+__all__ = ["Langevin", "UnderdampedLangevin"]
 
 
-class Langevin(SDE):
-    """dX = grad log p(X) dt + sqrt(2) dW, which leaves the law p as it is.
-
-    score: callable x (B, *event) -> grad log p, of the same shape; or an object with ``log_prob``, such as
-    a closed-form target. log_prob: callable (B, *event) -> (B,), in nats, up to a constant; then the
-    score may be left out and comes from autograd. "mala" needs log_prob, "ula" and other solvers do not.
-
-    The score of data has no time: fix that of a diffusion's, ``lambda x: model.score(x, t)``.
-    Roberts and Tweedie 1996, Exponential convergence of Langevin distributions, equation 1.
-
-    Raises TypeError when both are missing or a score takes (x, t), ArgumentOrderError for (t, x).
-    """
+class _Stationary(SDE):
+    """What is known of a density p: its score, its logarithm, or both."""
 
     noise_type: str = "additive"
     _claims_checked: bool = True
 
     def __init__(self, score: Any = None, *, log_prob: Callable[[Tensor], Tensor] | None = None) -> None:
+        name = type(self).__name__
         if log_prob is None and callable(getattr(score, "log_prob", None)):
             score, log_prob = None, score.log_prob
         if score is None and log_prob is None:
             raise TypeError(
-                "Langevin needs a score or log_prob. Next: Langevin(target), or Langevin(lambda x: -x)."
+                f"{name} needs a score or log_prob. Next: {name}(target), or {name}(lambda x: -x)."
             )
         for role, fn in (("score", score), ("log_prob", log_prob)):
             if fn is not None:
@@ -57,7 +49,8 @@ class Langevin(SDE):
         Raises CapabilityError where only the score is known, ShapeError for any other shape.
         """
         if self._log_prob is None:
-            raise CapabilityError("this Langevin knows its score only. Next: Langevin(score, log_prob=...).")
+            name = type(self).__name__
+            raise CapabilityError(f"this {name} knows its score only. Next: {name}(score, log_prob=...).")
         out = self._log_prob(x)
         if out.shape != x.shape[:1]:
             raise ShapeError(
@@ -77,6 +70,20 @@ class Langevin(SDE):
             (slope,) = torch.autograd.grad(self.log_prob(y).sum(), y, create_graph=graph)
         return slope
 
+
+class Langevin(_Stationary):
+    """dX = grad log p(X) dt + sqrt(2) dW, which leaves the law p as it is.
+
+    score: callable x (B, *event) -> grad log p, of the same shape; or an object with ``log_prob``, such as
+    a closed-form target. log_prob: callable (B, *event) -> (B,), in nats, up to a constant; then the
+    score may be left out and comes from autograd. "mala" needs log_prob, "ula" and other solvers do not.
+
+    The score of data has no time: fix that of a diffusion's, ``lambda x: model.score(x, t)``.
+    Roberts and Tweedie 1996, Exponential convergence of Langevin distributions, equation 1.
+
+    Raises TypeError when both are missing or a score takes (x, t), ArgumentOrderError for (t, x).
+    """
+
     def drift(self, x: Tensor, t: Number) -> Tensor:
         """The score, whatever the time."""
         return self.score(x)
@@ -87,6 +94,47 @@ class Langevin(SDE):
 
     def __repr__(self) -> str:
         return f"Langevin({'log_prob' if self._score is None else self._score!r})"
+
+
+class UnderdampedLangevin(_Stationary):
+    """dQ = V dt, dV = (T grad log p(Q) - gamma V) dt + sqrt(2 gamma T) dW, stationary at p(q) N(v; 0, T I).
+
+    score, log_prob: of p, functions of the positions, as for `Langevin`. friction: gamma > 0 (1/time);
+    temperature: T > 0, the stationary variance of a velocity. States are (B, 2, *event), positions Q in
+    [:, 0] and velocities V in [:, 1]; `join` makes them. Of the noise, of the same shape, only the half
+    that belongs to the velocities acts. p = N(0, T/omega^2) has an exact law: `HarmonicLangevin`.
+
+    Cheng, Chatterji, Bartlett and Jordan 2018 (arXiv:1707.03663), section 1, with T = u.
+
+    Raises as `Langevin`, and ValueError for a friction or temperature that is not positive.
+    """
+
+    def __init__(
+        self,
+        score: Any = None,
+        *,
+        log_prob: Callable[[Tensor], Tensor] | None = None,
+        friction: float = 1.0,
+        temperature: float = 1.0,
+    ) -> None:
+        self.friction = check_positive(friction, "friction")
+        self.temperature = check_positive(temperature, "temperature")
+        super().__init__(score, log_prob=log_prob)
+
+    join = staticmethod(join)
+
+    def drift(self, x: Tensor, t: Number) -> Tensor:
+        """(V, T score(Q) - gamma V), (B, 2, *event). Raises ShapeError for a state of another shape."""
+        q, v = split(x)
+        return torch.stack([v, self.temperature * self.score(q) - self.friction * v], dim=1)
+
+    def diffusion(self, x: Tensor, t: Number) -> Tensor:
+        """(0, sqrt(2 gamma T)), (2, 1, ..., 1)."""
+        return velocity_noise(math.sqrt(2.0 * self.friction * self.temperature), x)
+
+    def __repr__(self) -> str:
+        known = "log_prob" if self._score is None else repr(self._score)
+        return f"UnderdampedLangevin({known}, friction={self.friction:g}, temperature={self.temperature:g})"
 
 
 def _check_stationary(fn: Any, role: str) -> None:

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from sdekit.errors import NotPositiveDefiniteError, check_count
 from sdekit.noise import Noise, as_noise
-from sdekit.sde.rows import fold, matvec
+from sdekit.sde.rows import fold, matvec, over_event
 
-__all__ = ["LogNormal", "MultivariateNormal", "Normal"]
+__all__ = ["LogNormal", "MultivariateNormal", "Normal", "PairNormal"]
 
 LOG_2PI = math.log(2.0 * math.pi)
 
 
-def draw(like: Tensor, seed: int, noise: Noise | None, first_id: int) -> Tensor:
-    """Standard normals (B, *event) for the samples first_id, ..., first_id + B - 1."""
+def draw(like: Tensor, seed: int, noise: Noise | None, first_id: int, number: int = 0) -> Tensor:
+    """Standard normals (B, *event), draw ``number`` of the samples first_id, ..., first_id + B - 1."""
     first = check_count(first_id, "first_id", minimum=0)
     ids = torch.arange(first, first + like.shape[0], dtype=torch.int64, device=like.device)
-    return as_noise(seed, noise).normal(0, like, ids)
+    return as_noise(seed, noise).normal(number, like, ids)
 
 
 class Normal(NamedTuple):
@@ -44,6 +44,11 @@ class Normal(NamedTuple):
         z = (x - self.mean) / self.std
         terms = -0.5 * (z * z) - torch.log(self.std) - 0.5 * LOG_2PI
         return fold(terms.reshape(terms.shape[0], -1))
+
+    def cdf(self, x: Tensor) -> Tensor:
+        """P(X <= x), elementwise, (B, *event). Where std = 0 it is 0, 1, or NaN at the mean."""
+        out: Tensor = torch.special.ndtr((x - self.mean) / self.std)
+        return out
 
 
 class LogNormal(NamedTuple):
@@ -75,6 +80,10 @@ class LogNormal(NamedTuple):
         """Log density in nats at x > 0, (B,), summed over the event."""
         y = torch.log(x)
         return Normal(self.loc, self.scale).log_prob(y) - fold(y.reshape(y.shape[0], -1))
+
+    def cdf(self, x: Tensor) -> Tensor:
+        """P(X <= x), elementwise, (B, *event); 0 for x <= 0."""
+        return Normal(self.loc, self.scale).cdf(torch.log(x.clamp(min=0.0)))
 
 
 class MultivariateNormal(NamedTuple):
@@ -127,3 +136,59 @@ class MultivariateNormal(NamedTuple):
         dimension = self.mean.shape[-1]
         out = -0.5 * fold(white * white) - half_log_det - 0.5 * dimension * LOG_2PI
         return out.to(self.mean.dtype)
+
+
+class PairNormal(NamedTuple):
+    """A position and a velocity (q, v) for each element, jointly Gaussian, elements independent.
+
+    mean: (B, 2, *event), positions in [:, 0], velocities in [:, 1]; qq, qv, vv: the entries of the
+    covariance that the elements share, () or (B,).
+    """
+
+    mean: Tensor
+    qq: Tensor
+    qv: Tensor
+    vv: Tensor
+
+    def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(qq, qv, vv), shaped to broadcast over (B, *event)."""
+        like = self.mean[:, 0]
+        return over_event(self.qq, like), over_event(self.qv, like), over_event(self.vv, like)
+
+    @property
+    def variance(self) -> Tensor:
+        """qq and vv, the shape of the mean."""
+        qq, _, vv = self._entries()
+        like = self.mean[:, 0]
+        return torch.stack([qq.expand(like.shape), vv.expand(like.shape)], dim=1)
+
+    @property
+    def std(self) -> Tensor:
+        """Square root of the variance, the shape of the mean."""
+        return torch.sqrt(self.variance)
+
+    def _white(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(sd of q, slope of v on q, sd of v given q, and the two residuals of x in their units)."""
+        qq, qv, vv = self._entries()
+        slope = torch.where(qq > 0, qv / torch.where(qq > 0, qq, 1.0), 0.0)
+        sq, sv = torch.sqrt(qq), torch.sqrt((vv - slope * qv).clamp(min=0.0))
+        q, v = (x - self.mean).unbind(1)
+        return sq, slope, sv, q / sq, (v - slope * q) / sv
+
+    def sample(self, seed: int = 0, *, noise: Noise | None = None, first_id: int = 0) -> Tensor:
+        """Samples (B, 2, *event). Row i is sample ``first_id + i`` of the noise."""
+        xi = draw(self.mean, seed, noise, first_id)
+        sq, slope, sv, _, _ = self._white(self.mean)
+        q = sq * xi[:, 0]
+        return self.mean + torch.stack([q, slope * q + sv * xi[:, 1]], dim=1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density in nats, (B,), summed over elements. Where a variance is 0 it is +inf or NaN."""
+        sq, _, sv, a, b = self._white(x)
+        terms = -0.5 * (a * a + b * b) - torch.log(sq * sv) - LOG_2PI
+        return fold(terms.reshape(terms.shape[0], -1))
+
+    def score(self, x: Tensor) -> Tensor:
+        """The gradient of `log_prob`, -cov^-1 (x - mean), (B, 2, *event)."""
+        sq, slope, sv, a, b = self._white(x)
+        return torch.stack([slope * b / sv - a / sq, -b / sv], dim=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdekit._typing import Number
 from sdekit.errors import ShapeError, check_count
+from sdekit.sde import regression
 from sdekit.sde.base import SDE
 from sdekit.sde.coefficients import as_tensor, check_forward
 from sdekit.sde.laws import MultivariateNormal, Normal
@@ -127,6 +128,29 @@ class LinearSDE(SDE):
         mean = matvec(phi, x) + offset.to(dtype=x.dtype, device=x.device)
         return MultivariateNormal(mean, cov.to(dtype=x.dtype, device=x.device))
 
+    def given(
+        self, x: Tensor, s: Number, t: Number, W: Tensor, H: Tensor | None = None
+    ) -> MultivariateNormal:
+        """Law of X_t given X_s = x and the noise: its increment W over [s, t], (B, m), and the space-time
+        Levy area H, (B, m), if known. mean (B, D), cov (D, D); see `sdekit.sde.regression`. Raises as
+        `transition`, and ShapeError for W or H of another shape.
+        """
+        law = self.transition(x, s, t)
+        shape = (x.shape[0], self.L.shape[1])
+        for name, value in (("W", W), ("H", H)):
+            if value is not None and value.shape != shape:
+                raise ShapeError(f"{name} must have shape (B, m) = {shape}, got {tuple(value.shape)}.")
+        h = float(as_tensor(t, "t")) - float(as_tensor(s, "s"))
+        if h == 0.0:
+            return law
+        a, noise = regression.joint_system(self.A, self.L, h)
+        joint = LinearSDE(a, None, noise).flow(h)[2]
+        k_w, k_h, left = regression.regress(joint, self.dimension, h, H is not None)
+        mean = law.mean + matvec(k_w, W)
+        if H is not None:
+            mean = mean + matvec(k_h, H)
+        return MultivariateNormal(mean, left.to(law.cov))
+
     def stationary(self, n: int = 1) -> MultivariateNormal:
         """The law N(-A^-1 b, S) with A S + S A^T + L L^T = 0, float64, for ``n`` rows.
 
@@ -191,6 +215,21 @@ class OrnsteinUhlenbeck(SDE):
         variance = sigma * sigma * h * _expm1_ratio(-2.0 * theta * h)
         mean = x * decay.to(x.dtype) - (mu * torch.expm1(-theta * h)).to(x.dtype)
         return Normal(mean, torch.sqrt(variance).to(x.dtype))
+
+    def given(self, x: Tensor, s: Number, t: Number, W: Tensor, H: Tensor | None = None) -> Normal:
+        """Law of X_t given X_s = x and the noise: its increment W over [s, t], and the space-time Levy area
+        H if known, (B, *event). s <= t: () or (B,); see `sdekit.sde.regression`. The spread that is left is
+        sigma theta h^(3/2)/sqrt(12) with W, sigma theta^2 h^(5/2)/sqrt(720) with both, to leading order.
+        """
+        law = self.transition(x, s, t)
+        wide = x.to(torch.float64)
+        start, end = as_tensor(s, "s").to(torch.float64), as_tensor(t, "t").to(torch.float64)
+        h = over_event(end.to(x.device) - start.to(x.device), wide)
+        theta, sigma = parameter(self.theta, wide), parameter(self.sigma, wide)
+        a, b = regression.ratios(theta * h)
+        path = a * W.to(torch.float64) + (0.0 if H is None else b * H.to(torch.float64))
+        left = sigma * torch.sqrt(h * regression.residual(theta * h, H is not None))
+        return Normal(law.mean + (sigma * path).to(x.dtype), left.to(x.dtype))
 
     def stationary(self, x: Tensor) -> Normal:
         """The law N(mu, sigma^2 / (2 theta)) in the shape of ``x``. Raises ValueError unless theta > 0."""

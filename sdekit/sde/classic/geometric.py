@@ -1,4 +1,4 @@
-"""Classic SDEs with exact laws."""
+"""Geometric Brownian motion."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class GeometricBrownian(SDE):
 
     mu (1/time), sigma >= 0 (1/sqrt(time)): numbers, or tensors that broadcast to the event. Pathwise,
     X_t = x0 exp((mu - sigma^2/2) t + sigma W_t), so that log X is a Brownian motion with drift.
-    Kloeden and Platen 1992, Numerical solution of SDEs, equation 4.4.6.
+    Kloeden and Platen 1992, Numerical solution of SDEs, equation 4.4.6. The test equation of mean-square
+    stability: E X^2 tends to 0 if and only if `mean_square_rate` = 2 mu + sigma^2 < 0 (Saito and Mitsui
+    1996, SIAM Journal on Numerical Analysis 33, 2254).
 
     Raises ValueError for sigma < 0, NonFiniteError for NaN.
     """
@@ -79,6 +81,17 @@ class GeometricBrownian(SDE):
         mu, sigma = self._like(x)
         h = over_event(end.to(x.device) - start.to(x.device), x)
         return LogNormal(torch.log(x) + (mu - 0.5 * sigma * sigma) * h, sigma * torch.sqrt(h))
+
+    def moment(self, x0: Tensor, t: Number, p: float) -> Tensor:
+        """E X_t^p = x0^p exp(p mu t + p (p - 1) sigma^2 t/2), elementwise, (B, *event)."""
+        mu, sigma = self._like(x0)
+        elapsed = over_event(as_tensor(t, "t").to(x0.device), x0)
+        return x0**p * torch.exp((p * mu + 0.5 * p * (p - 1.0) * sigma * sigma) * elapsed)
+
+    @property
+    def mean_square_rate(self) -> Tensor:
+        """2 mu + sigma^2, the rate at which E X^2 grows."""
+        return 2.0 * self.mu + self.sigma * self.sigma
 
     def marginal_score(
         self, log_mean: float = 0.0, log_std: float = 0.0
