@@ -17,12 +17,20 @@ if TYPE_CHECKING:
 
     from sdekit.matching import FitResult
 
-__all__ = ["certificate", "image_grid", "losses"]
+__all__ = ["certificate", "image_grid", "losses", "spectrum", "split"]
 
 #: Okabe and Ito 2008, without yellow: distinct to every kind of colour vision, and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 GREY = "#666666"
+
+
+def missing() -> OptionalDependencyError:
+    """The error where matplotlib is not installed."""
+    return OptionalDependencyError(
+        "plots need matplotlib, which is not installed. Next: pip install 'sdekit[demo]', or pip install "
+        "matplotlib."
+    )
 
 
 def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
@@ -31,10 +39,7 @@ def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     try:
         from matplotlib import pyplot
     except ImportError as error:
-        raise OptionalDependencyError(
-            "plots need matplotlib, which is not installed. Next: pip install 'sdekit[demo]', or pip install "
-            "matplotlib."
-        ) from error
+        raise missing() from error
     return pyplot.subplots(figsize=size, layout="constrained")[1]
 
 
@@ -98,13 +103,13 @@ def certificate(
         raise ValueError("no certificates to plot. Next: [sdekit.certify(name, target, process, nfe=n) ...].")
     lines: dict[str, list[Certificate | MonteCarloCertificate]] = {}
     for item in given:
-        lines.setdefault(item.plan.sampler, []).append(item)
+        lines.setdefault(item.name, []).append(item)
     ax = _axes(ax, (8.0, 5.0))
     used = {True: 0, False: 0}
     ends: dict[str, tuple[float, Any]] = {}
     for name, items in lines.items():
-        items.sort(key=lambda c: c.plan.nfe)
-        noisy = items[0].plan.stochastic
+        items.sort(key=lambda c: c.nfe or 0)
+        noisy = items[0].stochastic
         k, used[noisy] = used[noisy], used[noisy] + 1
         style: dict[str, Any] = {
             "color": COLOURS[k % len(COLOURS)],
@@ -114,7 +119,7 @@ def certificate(
             "markersize": 6.5 if name == highlight else 4.5,
             "zorder": 3 if name == highlight else 2,
         }
-        nfe, w2 = [c.plan.nfe for c in items], [c.w2 for c in items]
+        nfe, w2 = [c.nfe or 0 for c in items], [c.w2 for c in items]
         if isinstance(items[0], MonteCarloCertificate):
             bars = [[c.w2 - c.low for c in items], [c.high - c.w2 for c in items]]  # type: ignore[union-attr]
             handle: Any = ax.errorbar(nfe, w2, yerr=bars, capsize=2, label=f"{name} (Monte Carlo)", **style)
@@ -133,10 +138,75 @@ def certificate(
                 label="exact law at $t_{min}$",
             )
         )
-    _log_axes(ax, [c.plan.nfe for c in given], [c.w2 for c in given])
+    _log_axes(ax, [c.nfe or 0 for c in given], [c.w2 for c in given])
     ax.set_xlabel("network evaluations per sample (NFE)")
     ax.set_ylabel("$W_2$ to the data law (data units)")
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize="small")
+    return ax
+
+
+def spectrum(certificates: Iterable[Certificate], ax: Axes | None = None) -> Axes:
+    """Error along each eigendirection of the data, most variance first, both axes logarithmic:
+
+        sqrt((mean difference)^2 + (std difference)^2),
+
+    whose squares add up to W2^2. One line a certificate; of one target. Raises ValueError for none.
+    """
+    given = list(certificates)
+    if not given:
+        raise ValueError("no certificates to plot. Next: [sdekit.certify(name, target, process, nfe=20)].")
+    ax = _axes(ax, (8.0, 5.0))
+    for k, c in enumerate(given):
+        order = c.target.eigenvalues.argsort(descending=True)
+        error = (c.error.mean.square() + c.error.std.square()).sqrt()[order].detach()
+        ax.plot(
+            range(1, len(error) + 1),
+            error.numpy(),
+            color=COLOURS[k % len(COLOURS)],
+            linestyle="--" if c.stochastic else "-",
+            marker="." if len(error) <= 100 else None,
+            linewidth=1.2,
+            label=c.name if c.nfe is None else f"{c.name}, {c.nfe}",
+        )
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("rank of the direction, by variance of the data")
+    ax.set_ylabel("error along it (data units)")
+    ax.grid(True, which="major", alpha=0.3)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize="small")
+    return ax
+
+
+def split(certificates: Iterable[Certificate], ax: Axes | None = None) -> Axes:
+    """The parts of each error as dots on a logarithmic axis, one row a certificate, W2 as a bar.
+
+    Each dot is the W2 that its part alone would make; the parts add up by direction, these norms need not.
+    Raises ValueError for no certificates.
+    """
+    given = list(certificates)
+    if not given:
+        raise ValueError("no certificates to plot. Next: [sdekit.certify(name, target, process, nfe=20)].")
+    ax = _axes(ax, (8.0, 1.5 + 0.3 * len(given)))
+    rows = range(len(given))
+    ax.plot([c.w2 for c in given], rows, "|", color=GREY, markersize=14, markeredgewidth=2.5, label="W2")
+    for k, part in enumerate(("initial", "discretization", "score_error", "truncation")):
+        norms = [getattr(c, part).norm for c in given]
+        if any(norms):
+            at = [row for row, norm in zip(rows, norms, strict=True) if norm > 0]
+            ax.plot(
+                [norms[row] for row in at],
+                at,
+                linestyle="",
+                color=COLOURS[k],
+                marker=MARKERS[k],
+                label=part.replace("_", " "),
+            )
+    ax.set_xscale("log")
+    ax.set_yticks(list(rows), [c.name if c.nfe is None else f"{c.name}, {c.nfe}" for c in given])
+    ax.invert_yaxis()
+    ax.set_xlabel("W2 that each part alone would make (data units)")
+    ax.grid(True, axis="x", alpha=0.3)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize="small")
     return ax
 
 

@@ -58,7 +58,7 @@ def certificate_table(curves: Curves, budgets: tuple[int, ...]) -> Table:
 
 
 def _cell(c: Certificate | MonteCarloCertificate, budget: int) -> str:
-    used = "" if c.plan.nfe == budget else f" ({c.plan.nfe})"
+    used = "" if c.nfe == budget else f" ({c.nfe})"
     if isinstance(c, MonteCarloCertificate):
         return f"{c.w2:.2f} ± {(c.high - c.low) / 2:.2f}{used}"
     return f"{c.w2:.4f}{used}"
@@ -84,13 +84,13 @@ def draw_certificates(path: Path, curves: Curves) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14.0, 5.6), layout="constrained")
-    lines = [{c.plan.nfe: c for c in line.values()}.values() for line in curves.values()]
+    lines = [{c.nfe: c for c in line.values()}.values() for line in curves.values()]
     given = [c for line in lines for c in line]
     panels = {"without noise": "kernel-quadrature", "with noise": "gaussian-split"}
     top = 0.0
     axes = figure.subplots(1, 2, sharey=True)
     for ax, noisy, (title, bold) in zip(axes, (False, True), panels.items(), strict=True):
-        plot.certificate([c for c in given if c.plan.stochastic == noisy], ax, highlight=bold)
+        plot.certificate([c for c in given if c.stochastic == noisy], ax, highlight=bold)
         ax.set_title(title)
         top = max(top, ax.get_ylim()[1])
     axes[0].set_ylim(top=top)
@@ -138,6 +138,6 @@ def summary(
 
 def _figures(c: Certificate | MonteCarloCertificate) -> dict[str, Any]:
     if isinstance(c, MonteCarloCertificate):
-        return {"nfe": c.plan.nfe, "w2": c.w2, "low": c.low, "high": c.high, "confidence": c.confidence}
+        return {"nfe": c.nfe, "w2": c.w2, "low": c.low, "high": c.high, "confidence": c.confidence}
     parts = {name: getattr(c, name).norm for name in ("initial", "discretization", "truncation")}
-    return {"nfe": c.plan.nfe, "w2": c.w2, "kl": c.kl, **parts}
+    return {"nfe": c.nfe, "w2": c.w2, "kl": c.kl, **parts}
