@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import sdekit as sk  # noqa: E402
-from docs import docstrings, league, tables  # noqa: E402
+from docs import docstrings, league, tables, third_party  # noqa: E402
 from sdekit.samplers.registry import SAMPLERS  # noqa: E402
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def _tables(app: Any) -> None:
             "; ".join(stale[:5]),
         )
     tables.write(HERE / "_generated", data)
+    third_party.write(HERE / "_generated")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
