@@ -83,9 +83,12 @@ class Path:
     def back(self, i: int, j: int) -> tuple[Number, Number]:
         """(a, v) of the forward transition from the less noisy node j to node i.
 
-        x_i = a x_j + sqrt(v) xi, a = alpha_i / alpha_j, v = sigma_i^2 - a^2 sigma_j^2.
+        x_i = a x_j + sqrt(v) xi, a = alpha_i / alpha_j, v = sigma_i^2 - a^2 sigma_j^2. From pure noise,
+        alpha_i = 0, neither depends on j.
         """
         (_, ai, si, *_), (_, aj, sj, *_) = self.nodes[i], self.nodes[j]
+        if value(ai) == 0:
+            return 0.0, si * si
         a = ai / aj
         v = (si - a * sj) * (si + a * sj)
         return a, v if isinstance(v, Tensor) else max(v, 0.0)

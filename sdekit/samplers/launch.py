@@ -19,7 +19,7 @@ from sdekit.errors import (
     check_not_negative,
     check_state,
 )
-from sdekit.noise import Noise, Philox, Recorded, as_noise
+from sdekit.noise import BrownianTree, Noise, Philox, Recorded, as_noise
 from sdekit.samplers.base import Sampler
 from sdekit.samplers.build import GridLike, as_grid, check_initial, plan, same_schedule
 from sdekit.samplers.execute import prepare
@@ -140,7 +140,7 @@ def _status(run: Run, x: Tensor) -> tuple[Tensor, Tensor]:
     n = run.shape[0]
     bad = ~finite_rows(x) if x.numel() else torch.zeros(n, dtype=torch.bool)
     step = torch.full((n,), -1, dtype=torch.int64)
-    if bool(bad.any()) and isinstance(run.noise, Philox | Recorded):
+    if bool(bad.any()) and isinstance(run.noise, Philox | Recorded | BrownianTree):
         with torch.no_grad():
             step = torch.where(bad, run.locate(), step)
     return bad.to(torch.int64) * int(Status.NON_FINITE), step

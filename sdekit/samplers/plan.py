@@ -79,7 +79,8 @@ class Plan:
     sigma = 0 when ``end`` is "clean"; data first when ``end`` is "t_max". prior_std: the initial state x[0]
     is drawn from N(0, prior_std^2 I); when ``end`` is "t_max" x[0] is given, and this is only its expected
     size sqrt(alpha^2 data_std^2 + sigma^2). sampler and process: how it was made (for printing; nothing is
-    looked up in them). prepared: the executor's own notes, not part of the plan.
+    looked up in them). provenance: what a fitted plan was fitted with, JSON values (see `sdekit.calibrate`),
+    empty for all others. prepared: the executor's own notes, not part of the plan.
     """
 
     instructions: tuple[Instruction, ...]
@@ -90,6 +91,7 @@ class Plan:
     end: str = "t_min"
     data_std: float = 1.0
     data_spread: float = 1.0
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     prepared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -236,20 +238,19 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; floats keep every bit. `from_json` is its inverse."""
-        return json.dumps(
-            {
-                "format": "sdekit-plan",
-                "version": 1,
-                "sampler": self.sampler,
-                "process": self.process,
-                "end": self.end,
-                "prior_std": float(self.prior_std),
-                "data_std": float(self.data_std),
-                "data_spread": float(self.data_spread),
-                "nodes": [[float(value) for value in node] for node in self.nodes],
-                "instructions": [_to_dict(ins) for ins in self.instructions],
-            }
-        )
+        saved = {
+            "format": "sdekit-plan",
+            "version": 1,
+            "sampler": self.sampler,
+            "process": self.process,
+            "end": self.end,
+            "prior_std": float(self.prior_std),
+            "data_std": float(self.data_std),
+            "data_spread": float(self.data_spread),
+            "nodes": [[float(value) for value in node] for node in self.nodes],
+            "instructions": [_to_dict(ins) for ins in self.instructions],
+        }
+        return json.dumps(saved | ({"provenance": dict(self.provenance)} if self.provenance else {}))
 
     @staticmethod
     def from_json(text: str) -> Plan:
@@ -267,6 +268,7 @@ class Plan:
                 end=data["end"],
                 data_std=_number(data["data_std"]),
                 data_spread=_number(data["data_spread"]),
+                provenance=dict(data.get("provenance", {})),
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
