@@ -91,12 +91,8 @@ def test_certificate_draws_one_sorted_line_a_sampler(ax, certificates):
 
 
 def test_certificate_gives_every_sampler_its_own_look(certificates):
-    plan, base = certificates[0].plan, certificates[0]
-    many = [
-        replace(base, plan=replace(plan, sampler=f"s{k}", instructions=c.plan.instructions))
-        for k in range(14)
-        for c in certificates[:2]
-    ]
+    base = certificates[0]
+    many = [replace(base, name=f"s{k}", nfe=c.nfe) for k in range(14) for c in certificates[:2]]
     ax = plot.certificate(many, floor=False)
     looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in ax.get_lines()}
     assert len(looks) == len(ax.get_lines()) == 14
@@ -104,7 +100,7 @@ def test_certificate_gives_every_sampler_its_own_look(certificates):
 
 def test_one_unstable_sampler_does_not_squeeze_the_others(ax, certificates):
     class Wild:
-        plan, w2 = certificates[0].plan, 1e30
+        name, nfe, stochastic, w2 = "wild", 20, False, 1e30
 
     values = [c.w2 for c in certificates]
     plot.certificate([*certificates[2:], Wild()], ax, floor=False)
@@ -114,6 +110,40 @@ def test_one_unstable_sampler_does_not_squeeze_the_others(ax, certificates):
 def test_certificate_refuses_nothing():
     with pytest.raises(ValueError, match="no certificates"):
         plot.certificate([])
+
+
+def test_spectrum_draws_the_errors_that_add_up_to_w2(ax):
+    target = sk.Gaussian(torch.ones(5), variance=torch.tensor([0.1, 2.0, 0.5, 1.0, 0.3]))
+    given = [certify(name, target, sk.VP(), nfe=8) for name in ("ddim", "ancestral")]
+    assert plot.spectrum(given, ax) is ax
+    for line, c in zip(ax.get_lines(), given, strict=True):
+        x, y = line.get_data()
+        assert list(x) == [1, 2, 3, 4, 5]
+        assert float(np.sum(np.square(y))) == pytest.approx(c.frechet)
+        order = [1, 3, 2, 4, 0]  # most variance first
+        expected = torch.hypot(c.error.mean, c.error.std)[order]
+        np.testing.assert_allclose(y, expected, rtol=1e-12)
+    assert [line.get_linestyle() for line in ax.get_lines()] == ["-", "--"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ddim, 8", "ancestral, 8"]
+    ax.figure.canvas.draw()
+
+
+def test_split_draws_the_norm_of_every_part(ax, certificates):
+    given = [c for c in certificates[:-1] if c.nfe == 10]
+    assert plot.split(given, ax) is ax
+    lines = {line.get_label(): list(line.get_xdata()) for line in ax.get_lines()}
+    assert lines["W2"] == [c.w2 for c in given]
+    for part in ("initial", "discretization", "truncation"):
+        assert lines[part] == [getattr(c, part).norm for c in given]
+    assert "score error" not in lines
+    assert [text.get_text() for text in ax.get_yticklabels()] == [f"{c.name}, 10" for c in given]
+    ax.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("draw", [plot.spectrum, plot.split])
+def test_parts_and_spectra_refuse_nothing(draw):
+    with pytest.raises(ValueError, match="no certificates"):
+        draw([])
 
 
 @pytest.mark.parametrize("steps", [1, 100])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -32,11 +35,139 @@ def demo(
     """Train on real digits, sample, certify every sampler, and draw the pictures: about two minutes."""
     from sdekit.cli.demo import run
 
-    try:
+    with _errors():
         run(out, quick=quick, seed=seed, console=Console())
-    except SdekitError as error:
-        Console(stderr=True).print(f"[bold red]error[/] {escape(str(error))}", highlight=False)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """The library's errors, and values it refuses, as one paragraph and exit status 1."""
+    try:
+        yield
+    except (SdekitError, ValueError) as error:
+        Console(stderr=True).print(
+            f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         raise typer.Exit(1) from error
+
+
+_Target = Annotated[
+    str,
+    typer.Option(help="gaussian:d=64,spectrum=1/k | digits | texture | FILE.pt, .npy, .npz or .safetensors."),
+]
+_Process = Annotated[
+    str, typer.Option(help="vp | subvp | ve | cosine | edm | rectified-flow, settings as vp:beta_max=20.")
+]
+_Nfe = Annotated[str | None, typer.Option(help="Evaluations, as 5,10,20.")]
+_Steps = Annotated[str | None, typer.Option(help="Intervals, in place of --nfe.")]
+_Grid = Annotated[str | None, typer.Option(help="Grid by name; each sampler's own unless given.")]
+_End = Annotated[str, typer.Option(help="t_min | clean.")]
+_Against = Annotated[str, typer.Option(help="data | t_min, the exact marginal at the end time.")]
+_MonteCarlo = Annotated[int, typer.Option(help="Samples for samplers that an exact certificate refuses.")]
+_Seed = Annotated[int, typer.Option(help="Seed of the Monte Carlo samples.")]
+_Json = Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")]
+_Png = Annotated[Path | None, typer.Option(help="Write the curves to this file.")]
+_Html = Annotated[Path | None, typer.Option(help="Write one self-contained page to this file.")]
+
+
+@app.command()
+def certify(
+    sampler: Annotated[str, typer.Argument(help="A name of `sdekit list`.")],
+    target: _Target = "gaussian:d=64,spectrum=1/k",
+    process: _Process = "vp",
+    nfe: _Nfe = None,
+    steps: _Steps = None,
+    grid: _Grid = None,
+    end: _End = "t_min",
+    against: _Against = "data",
+    monte_carlo: _MonteCarlo = 0,
+    seed: _Seed = 0,
+    json: _Json = None,
+    png: _Png = None,
+    html: _Html = None,
+) -> None:
+    """The exact error of one sampler on Gaussian data, and where it comes from."""
+    options = (target, process, nfe, steps, grid, end, against, monte_carlo, seed, json, png, html)
+    _study((sampler,), "20", *options, details=True)
+
+
+@app.command()
+def compare(
+    samplers: Annotated[
+        list[str] | None, typer.Argument(help="Names of `sdekit list`; all unless given.")
+    ] = None,
+    target: _Target = "gaussian:d=64,spectrum=1/k",
+    process: _Process = "vp",
+    nfe: _Nfe = None,
+    steps: _Steps = None,
+    grid: _Grid = None,
+    end: _End = "t_min",
+    against: _Against = "data",
+    monte_carlo: _MonteCarlo = 0,
+    seed: _Seed = 0,
+    json: _Json = None,
+    png: _Png = None,
+    html: _Html = None,
+) -> None:
+    """The exact errors of several samplers on Gaussian data, by number of evaluations."""
+    options = (target, process, nfe, steps, grid, end, against, monte_carlo, seed, json, png, html)
+    _study(tuple(samplers or ()), "5,8,10,20,50", *options, details=False)
+
+
+def _study(
+    names: tuple[str, ...],
+    default: str,
+    target: str,
+    process: str,
+    nfe: str | None,
+    steps: str | None,
+    grid: str | None,
+    end: str,
+    against: str,
+    monte_carlo: int,
+    seed: int,
+    json: Path | None,
+    png: Path | None,
+    html: Path | None,
+    *,
+    details: bool,
+) -> None:
+    import sys
+
+    from sdekit.cli.certify import counts, show, write
+    from sdekit.cli.problem import WordError, parse_process, parse_target
+    from sdekit.cli.study import study
+
+    with _errors():
+        if nfe is not None and steps is not None:
+            raise WordError("--nfe and --steps are two ways to say one thing. Next: give one of them.")
+        if end not in ("t_min", "clean"):
+            raise WordError(f"--end must be t_min or clean, got {end!r}.")
+        unit = "steps" if steps is not None else "nfe"
+        done = study(
+            names,
+            target,
+            parse_target(target),
+            parse_process(process),
+            unit=unit,
+            budgets=counts(steps or nfe or default, f"--{unit}"),
+            grid=grid,
+            end=end,
+            against=against,
+            monte_carlo=monte_carlo,
+            seed=seed,
+            command=shlex.join(["sdekit", *sys.argv[1:]]),
+        )
+        console = Console()
+        show(done, console, parts=details)
+        write(
+            done,
+            json_file=json,
+            png=png,
+            html=html,
+            details=details,
+            say=lambda path: console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True),
+        )
 
 
 @app.command("list")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdekit.certify.metrics import energy_distance
+
 __all__ = ["Quality", "judge"]
 
 
@@ -33,16 +35,6 @@ class Quality:
     labels: list[int]
 
 
-def _within(x: Tensor) -> Tensor:
-    """Mean distance of two different rows."""
-    return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
-
-
-def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'|, unbiased, rows (n, D) and (m, D)."""
-    return float(2 * torch.cdist(x, y).mean() - _within(x) - _within(y))
-
-
 def judge(
     samples: Tensor, train: Tensor, labels: Tensor, held: Tensor, *, repeats: int = 200, seed: int = 0
 ) -> Quality:
@@ -50,7 +42,7 @@ def judge(
     x, a, b = (v.reshape(len(v), -1).double() for v in (samples, train, held))
     generator = torch.Generator().manual_seed(seed)
     draws = [a[torch.randperm(len(a), generator=generator)[: len(x)]] for _ in range(repeats)]
-    floor = torch.tensor([energy_distance(d, b) for d in draws])
+    floor = torch.tensor([energy_distance(d, b, repeats=0).value for d in draws])
 
     def neighbours(rows: Tensor) -> tuple[Tensor, Tensor]:
         distance, index = torch.cdist(rows, a).topk(5, largest=False)
@@ -58,7 +50,7 @@ def judge(
 
     (near, votes), (near_real, votes_real) = neighbours(x), neighbours(b)
     return Quality(
-        energy=energy_distance(x, b),
+        energy=energy_distance(x, b, repeats=0).value,
         energy_floor=float(floor.quantile(0.95)),
         legible=float((votes == votes[:, :1]).all(dim=1).double().mean()),
         legible_real=float((votes_real == votes_real[:, :1]).all(dim=1).double().mean()),
