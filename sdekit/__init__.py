@@ -13,17 +13,29 @@ measure the result against closed-form laws. See README.md.
 from typing import TYPE_CHECKING
 
 from sdekit._callable import callable_module
-from sdekit.certify import Certificate, certify_monte_carlo
+from sdekit._version import __version__ as __version__
+from sdekit.certify import (
+    Certificate,
+    calibrate,
+    certify_monte_carlo,
+    certify_order,
+    certify_response,
+    metrics,
+    optimize_grid,
+)
+from sdekit.certify.check import Verdict, check
+from sdekit.certify.density import density as certify_density
 from sdekit.certify.exact import certify as _certify
 from sdekit.encode import RoundTrip, decode, encode, roundtrip
 from sdekit.errors import SdekitError
 from sdekit.matching import fit, losses, ncsn, nets
-from sdekit.noise import Noise, Philox, Recorded, TorchNoise
+from sdekit.noise import BrownianTree, Noise, Philox, Recorded, TorchNoise
 from sdekit.samplers import Grid, Plan, pilot, plan, sample
 from sdekit.samplers.latents import interpolate
 from sdekit.samplers.registry import samplers as _samplers
 from sdekit.score import Denoiser, numpy_score
 from sdekit.sde import (
+    CIR,
     EDM,
     ODE,
     SDE,
@@ -31,14 +43,19 @@ from sdekit.sde import (
     VP,
     BrownianMotion,
     Cosine,
+    CriticallyDampedLangevin,
     DiscreteVP,
+    DoubleWell,
     GaussianDiffusion,
     GeometricBrownian,
+    Heston,
     Langevin,
     LinearSDE,
+    Lorenz63,
     OrnsteinUhlenbeck,
     RectifiedFlow,
     SubVP,
+    UnderdampedLangevin,
     probability_flow,
     reverse,
 )
@@ -58,27 +75,31 @@ else:
     callable_module("sdekit.certify", _certify)
     callable_module("sdekit.samplers", _samplers)
 
-__version__ = "0.1.0"
-
 __all__ = [
+    "CIR",
     "EDM",
     "ODE",
     "SDE",
     "VE",
     "VP",
     "BrownianMotion",
+    "BrownianTree",
     "Certificate",
     "Cosine",
+    "CriticallyDampedLangevin",
     "Denoiser",
     "DiscreteVP",
+    "DoubleWell",
     "Empirical",
     "Gaussian",
     "GaussianDiffusion",
     "GaussianMixture",
     "GeometricBrownian",
     "Grid",
+    "Heston",
     "Langevin",
     "LinearSDE",
+    "Lorenz63",
     "Noise",
     "OrnsteinUhlenbeck",
     "Philox",
@@ -91,16 +112,25 @@ __all__ = [
     "Status",
     "SubVP",
     "TorchNoise",
+    "UnderdampedLangevin",
+    "Verdict",
+    "calibrate",
     "certify",
+    "certify_density",
     "certify_monte_carlo",
+    "certify_order",
+    "certify_response",
+    "check",
     "decode",
     "encode",
     "fit",
     "interpolate",
     "losses",
+    "metrics",
     "ncsn",
     "nets",
     "numpy_score",
+    "optimize_grid",
     "pilot",
     "plan",
     "probability_flow",

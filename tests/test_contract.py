@@ -26,6 +26,8 @@ LinearSDE OrnsteinUhlenbeck BrownianMotion GeometricBrownian Langevin
 reverse probability_flow Denoiser pilot numpy_score Gaussian GaussianMixture Empirical
 sample solve plan samplers solvers certify Certificate certify_monte_carlo
 encode decode roundtrip RoundTrip interpolate losses ncsn fit nets
+certify_response certify_order certify_density optimize_grid calibrate metrics check Verdict
+BrownianTree CIR CriticallyDampedLangevin DoubleWell Heston Lorenz63 UnderdampedLangevin
 """)
 
 SAMPLER_NAMES = words("""
@@ -47,6 +49,10 @@ SIGNATURES = {
     " throw gradient parallel tolerance",
     "roundtrip": "model x * sampler steps nfe grid batch_size dtype device",
     "interpolate": "z0 z1 weights method",
+    "certify": "sampler target process * steps nfe grid end eta predicts against model perturbation",
+    "optimize_grid": "sampler target process * steps",
+    "calibrate": "model * shape steps nfe end trajectories seed",
+    "check": "samples target * alpha",
     "certify_monte_carlo": "sampler target process * steps nfe grid end eta samples blocks confidence seed",
     "Langevin": "score * log_prob",
     "numpy_score": "fn",
