@@ -14,7 +14,7 @@ from sdekit.targets.gaussian import Gaussian
 __all__ = ["Certificate", "Component", "Law"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Law:
     """A Gaussian in the target's eigenbasis: coordinates of the mean and standard deviations, (D,)."""
 
@@ -25,7 +25,7 @@ class Law:
         return Component(self.mean - other.mean, self.std - other.std)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Component:
     """One part of the error, per eigendirection: differences of means and of standard deviations, (D,).
 
@@ -53,7 +53,7 @@ class Component:
         return f"Component(norm={self.norm:.4g})"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Certificate:
     """The exact law of a sampler's output and its distance to the reference law, per direction and in all.
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from sdekit._typing import Number
 from sdekit.certify.affine import Affine, Response, exact_denoiser, propagate, respond
 from sdekit.certify.certificate import Certificate, Component, Law
-from sdekit.errors import DirectionError, ShapeError
+from sdekit.errors import DirectionError, NonFiniteError, ShapeError
 from sdekit.samplers.base import Sampler
 from sdekit.samplers.build import GridLike, plan, same_schedule
 from sdekit.samplers.plan import Plan
@@ -91,8 +91,9 @@ def certify(
     Raises
     ------
     NotAffineError: the plan has steps that are not affine. TypeError: the target is not Gaussian.
-    DirectionError: the plan goes from data to noise (end="t_max"). ShapeError: the model's event shape, or
-    the shape of its perturbation. ValueError: the model's covariance has other eigenvectors.
+    DirectionError: the plan goes from data to noise (end="t_max"). ShapeError, NonFiniteError: the model's
+    event shape, the shape and values of its perturbation. ValueError: the model's covariance has other
+    eigenvectors.
     """
     if not isinstance(target, Gaussian):
         raise TypeError(
@@ -144,6 +145,11 @@ def _denoiser(
     """The model as an affine map in the target's eigenbasis."""
     base = exact
     if model is not None:
+        if not isinstance(model, Gaussian):
+            raise TypeError(
+                f"model must be a Gaussian, the law that the model has learned, got {type(model).__name__}. "
+                f"Next: Gaussian(...) of it, or perturbation= for any affine error."
+            )
         if model.event_shape != target.event_shape:
             raise ShapeError(
                 f"the model must have the target's event shape {tuple(target.event_shape)}, got "
@@ -156,9 +162,18 @@ def _denoiser(
 
     def denoise(node: Node) -> tuple[Number, Number]:
         gain, shift = base(node)
-        parts = wrong(node)
+        returned = wrong(node)
+        if not (isinstance(returned, tuple | list) and len(returned) == 2):
+            raise TypeError(
+                f"a perturbation must return (gain, shift), got {type(returned).__name__}. Next: (gain, 0.0)."
+            )
+        parts = tuple(torch.as_tensor(part, dtype=torch.float64) for part in returned)
         for name, part in zip(("gain", "shift"), parts, strict=True):
-            if isinstance(part, Tensor) and part.shape not in ((), (target.dimension,)):
+            if not bool(torch.isfinite(part).all()):
+                raise NonFiniteError(
+                    f"the {name} of a perturbation must be finite, got NaN or infinity at t = {node.t:.4g}."
+                )
+            if part.shape not in ((), (target.dimension,)):
                 raise ShapeError(
                     f"the {name} of a perturbation must be a number or ({target.dimension},), one for each "
                     f"eigendirection, got {tuple(part.shape)}. Next: target.to_basis for a shift over events."

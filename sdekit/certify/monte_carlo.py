@@ -25,7 +25,7 @@ from sdekit.targets.gaussian import Gaussian
 __all__ = ["MonteCarloCertificate", "certify_monte_carlo"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class MonteCarloCertificate:
     """What samples tell of the distance to the data law.
 
@@ -33,7 +33,8 @@ class MonteCarloCertificate:
     w2: sqrt of the debiased sum of squared differences of mean and standard deviation along the target's
     eigendirections (the W2 distance of Gaussians that share them). low, high: its interval at
     ``confidence``, by the delete-one-block jackknife, wider near zero. floor: the value that exact samples
-    would reach by chance alone without debiasing, sqrt(1.5 tr C / n). law: sample means and standard deviations, (D,).
+    would reach by chance alone without debiasing, sqrt(1.5 tr C / n). law: sample means and standard
+    deviations, (D,).
     """
 
     name: str
@@ -77,13 +78,14 @@ def certify_monte_carlo(
         W2^2 = sum_i (mean_i - m_i)^2 - var_i/n + (std_i - sqrt(c_i))^2 - var(std_i)
 
     over eigendirections i, debiased by the sampling variances (to order 1/n near agreement); the
-    interval is the jackknife's over ``blocks`` blocks with Student's t. Near agreement W2^2 is no longer
-    linear in the samples, and the jackknife too short: the upper end is at least sqrt(W2^2 + v) + t sqrt(v),
-    v the largest of the sampling variances. Arguments as in `certify`.
+    interval is the jackknife's over ``blocks`` blocks with Student's t. Where it reaches 0 the estimate
+    is not linear in the samples, and the jackknife too short: the upper end is then at least
+    sqrt(W2^2 + u) + t sqrt(v), u the most that a direction is debiased by, v the largest sampling variance.
+    Arguments as in `certify`.
 
     A callable ``run(n)``, or ``run(n, noise)``, is a black box as in `certify_response`; it needs no process.
-    ``samples`` is rounded to whole blocks, of 4 at least. Each block is one run of its own, seeded by ``seed``, so that the interval holds where the samples of a
-    run depend on each other.
+    ``samples`` is rounded to whole blocks, of 4 at least. Each block is one run of its own, seeded by
+    ``seed``, so that the interval holds where the samples of a run depend on each other.
 
     Raises DirectionError for a plan from data to noise; TypeError without a process where one is needed.
     """
@@ -104,8 +106,8 @@ def certify_monte_carlo(
     else:
         if process is None:
             raise TypeError(
-                "certify_monte_carlo needs the process of a sampler. Next: pass process; samples that are drawn "
-                "already are for sdekit.check and sdekit.metrics."
+                "certify_monte_carlo needs the process of a sampler. Next: pass process; for samples already "
+                "drawn, sdekit.check or sdekit.metrics."
             )
         made = as_plan(sampler, target, process, steps, nfe, grid, end, eta, predicts)
         name, nfe = made.sampler, made.nfe
@@ -117,7 +119,7 @@ def certify_monte_carlo(
     parts = coordinates.reshape(blocks, n // blocks, -1)
     sums, squares, cubes, fourths = (((parts - m) / s).pow(k).sum(dim=1) for k in (1, 2, 3, 4))
 
-    def squared(keep: Tensor) -> tuple[Tensor, Tensor]:
+    def squared(keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         count = keep.sum() * (n // blocks)
         m1, m2, m3, m4 = (t[keep].sum(dim=0) / count for t in (sums, squares, cubes, fourths))
         variance = m2 - m1**2
@@ -126,17 +128,19 @@ def certify_monte_carlo(
         of_std = (fourth - variance**2) / (4 * variance * count)
         of_mean = variance / count
         terms = m1**2 - of_mean + (std - 1) ** 2 - of_std
-        return (s**2 * terms).sum(), (s**2 * torch.maximum(of_mean, of_std)).max()
+        largest = (s**2 * torch.maximum(of_mean, of_std)).max()
+        return (s**2 * terms).sum(), (s**2 * (of_mean + of_std)).max(), largest
 
     everything = torch.ones(blocks, dtype=torch.bool)
-    whole, largest = (float(part) for part in squared(everything))
+    whole, removed, largest = (float(part) for part in squared(everything))
     left_out = torch.stack([squared(~torch.eye(blocks, dtype=torch.bool)[b])[0] for b in range(blocks)])
     error = math.sqrt(float((left_out - left_out.mean()).square().sum()) * (blocks - 1) / blocks)
     from scipy.stats import t as student
 
     quantile = float(student.ppf(0.5 + confidence / 2, blocks - 1))
     low, high = (math.sqrt(max(whole + sign * quantile * error, 0.0)) for sign in (-1, 1))
-    high = max(high, math.sqrt(max(whole, 0.0) + largest) + quantile * math.sqrt(largest))
+    if low == 0:
+        high = max(high, math.sqrt(max(whole + removed, 0.0)) + quantile * math.sqrt(largest))
     return MonteCarloCertificate(
         name=name,
         plan=made,
@@ -157,9 +161,10 @@ def _black_box(run: Callable[..., Any], target: Gaussian, n: int, blocks: int, s
     argument = noise_argument(run, None)
     parts = []
     for block in range(blocks):
-        source = Philox(seed + block)
+        own = seed * blocks + block
+        source = Philox(own)
         positional = (n, source) if argument == "" else (n,)
-        with isolated(seed + block):
+        with isolated(own):
             out = run(*positional, **({argument: source} if argument else {}))
         parts.append(as_samples(out, n, target).detach().to(device="cpu", dtype=torch.float64))
     return torch.cat(parts)

@@ -26,6 +26,8 @@ PROCESSES = {
 }
 #: Targets by name; a path to a file is a target too.
 TARGETS = ("gaussian", "digits", "texture")
+#: Of the dimensions of a target by name.
+LARGEST = 10_000_000
 SUFFIXES = (".pt", ".npy", ".npz", ".safetensors")
 
 
@@ -94,8 +96,10 @@ def _only(settings: dict[str, str], known: tuple[str, ...], word: str) -> None:
 
 def _whole(settings: dict[str, str], key: str, default: int, word: str) -> int:
     number = _number(settings.get(key, str(default)), word)
-    if number != int(number) or number < 1:
+    if not number.is_integer() or number < 1:
         raise WordError(f"{key} must be a whole number >= 1, got {settings[key]!r} in {word!r}.")
+    if number > LARGEST:
+        raise WordError(f"{key} must be at most {LARGEST:,}, got {settings[key]!r} in {word!r}.")
     return int(number)
 
 
@@ -166,16 +170,23 @@ def _from_file(path: Path) -> Gaussian:
 
 def _load(path: Path) -> dict[str, Tensor]:
     """Arrays by name; a single one is "data"."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        return dict(load_file(path))
-    if path.suffix == ".pt":
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    else:
-        import numpy as np
+            return dict(load_file(path))
+        if path.suffix == ".pt":
+            held = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            import numpy as np
 
-        held = np.load(path, allow_pickle=False)
-    if hasattr(held, "keys"):
-        return {key: torch.as_tensor(held[key]) for key in held.keys()}  # noqa: SIM118
-    return {"data": torch.as_tensor(held)}
+            held = np.load(path, allow_pickle=False)
+        if hasattr(held, "keys"):
+            return {key: torch.as_tensor(held[key]) for key in held.keys()}  # noqa: SIM118
+        return {"data": torch.as_tensor(held)}
+    except Exception as error:
+        raise WordError(
+            f"cannot read {str(path)!r} as arrays of numbers: {type(error).__name__}. Likely cause: a "
+            f"damaged file, another format under this name, or pickled objects. Next: write it by torch.save "
+            f"or numpy.save of one array."
+        ) from error

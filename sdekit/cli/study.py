@@ -146,7 +146,7 @@ def study(
     """
     known = [row.name for row in samplers() if row.name not in ADAPTIVE]
     for name in names:
-        if name not in known:
+        if name not in known and name not in ADAPTIVE:
             raise unknown_name("sampler", name, known)
     chosen = tuple(dict.fromkeys(names)) or tuple(known)
 

@@ -10,9 +10,8 @@ import torch
 from scipy import stats
 
 import sdekit as sk
-from sdekit.certify.check import batteries
+from sdekit.certify.check import CheckError, batteries
 from sdekit.certify.check.batteries import samples_needed, whiten
-from sdekit.certify.check import CheckError
 from sdekit.certify.metrics.result import pair
 from sdekit.errors import NonFiniteError, ShapeError
 
@@ -194,6 +193,15 @@ def test_a_gap_of_the_detectable_size_is_always_found_by_ks():
     found = verdicts(target, 400, 60, 0.05, lambda x: x + shift, directions=1)
     hits = [f.pvalue <= 0.05 / len(v.findings) for v in found for f in v.findings if f.name == "projections"]
     assert sum(hits) >= stats.binom.ppf(RATE, 60, 0.9)
+
+
+def test_a_constant_direction_has_no_correlation(brief):
+    normals = GAUSSIAN.sample(100, seed=1, dtype=torch.float64)
+    x = torch.stack([normals[:, 0], normals[:, 1], torch.zeros(100, dtype=torch.float64)], dim=1)
+    target = sk.Gaussian(0.0, variance=[1.0, 1.0, 1.0])
+    found = {f.name: f for f in sk.check(x, target).findings}
+    assert found["spread, one direction"].failed
+    assert found["correlation"].observed == pytest.approx(abs(float(torch.corrcoef(x[:, :2].T)[0, 1])))
 
 
 def test_holm_is_step_down_and_bounded():

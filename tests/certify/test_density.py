@@ -145,6 +145,13 @@ def test_it_converges_and_says_how_far(sampler):
         assert error < 1e-6
 
 
+@pytest.mark.parametrize("end", ["t_min", "clean"])
+def test_the_error_across_a_fold_is_not_understated(end):
+    """Heun's map of five steps folds, and KL converges at first order only."""
+    coarse, fine = (density("heun", MIXTURE, sk.VP(), steps=5, end=end, resolution=r) for r in (2.0, 24.0))
+    assert abs(coarse.kl - fine.kl) <= coarse.errors["kl"]
+
+
 def test_more_steps_come_closer():
     distances = [density("ddpm", MIXTURE, sk.VP(), steps=n, against="t_min").w1 for n in (10, 20, 40)]
     assert distances[0] > 1.7 * distances[1] > 2.5 * distances[2]

@@ -312,6 +312,23 @@ def test_a_photograph_of_a_hundred_thousand_dimensions():
         _ = found.cov
 
 
+def test_a_draw_named_twice_in_one_step_is_one_normal():
+    target, law = gaussian(3), sk.VP()
+    made = sk.plan("ddpm", law, steps=3)
+
+    def twice(ins):
+        if not (isinstance(ins, Combine) and ins.noise):
+            return ins
+        ((c, draw),) = ins.noise
+        return replace(ins, noise=((0.25 * c, draw), (0.75 * c, draw)))
+
+    split = replace(made, instructions=tuple(twice(ins) for ins in made.instructions))
+    torch.testing.assert_close(sk.certify(split, target, law).law.std, sk.certify(made, target, law).law.std)
+    line = sk.GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.1, 0.2])
+    one, other = (sk.certify_density(p, line, law).w1 for p in (made, split))
+    assert other == pytest.approx(one, rel=1e-9)
+
+
 def test_a_better_grid_or_more_steps_has_a_smaller_error():
     target, law = gaussian(8), sk.VP()
     errors = [sk.certify("ddim", target, law, steps=n, against="t_min").w2 for n in (5, 10, 20, 40, 80)]

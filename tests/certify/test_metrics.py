@@ -222,6 +222,30 @@ def test_tiles_change_nothing(monkeypatch):
             assert getattr(after, name) == pytest.approx(getattr(before, name), rel=1e-9)
 
 
+def test_large_sets_are_cut_into_blocks(monkeypatch):
+    """Value, error and relabelled values are means over blocks; every row is in one of them."""
+    x, y = normals(50, 2, 0), normals(32, 2, 1) + 0.4
+    monkeypatch.setattr(pairs, "ROWS", 20)
+    found = metrics.energy_distance(x, y, repeats=39)
+    parts = [(x[b::3], y[b::3]) for b in range(3)]
+    each = [by_hand(a, b, lambda r: r) for a, b in parts]
+    assert found.value == pytest.approx(sum(each) / 3, rel=1e-9)
+    single = [metrics.energy_distance(a, b, repeats=0).stderr for a, b in parts]
+    assert found.stderr == pytest.approx(math.sqrt(sum(e**2 for e in single)) / 3, rel=1e-9)
+    few = metrics.energy_distance(x, y[:4], repeats=0)
+    assert few.value == pytest.approx(by_hand(x, y[:4], lambda r: r), rel=1e-9)
+
+
+def test_pvalues_in_blocks_of_exact_samples_are_uniform(monkeypatch):
+    """P(p <= 0.1) over 300 repetitions: at most the 1 - 1e-4 quantile of Binomial(300, 0.1)."""
+    monkeypatch.setattr(pairs, "ROWS", 10)
+    found = [
+        metrics.energy_distance(normals(30, 2, k), normals(24, 2, 1000 + k), repeats=19) for k in range(300)
+    ]
+    count = sum(f.pvalue <= 0.1 for f in found)
+    assert stats.binom.ppf(1e-4, 300, 0.1) <= count <= stats.binom.ppf(1 - 1e-4, 300, 0.1)
+
+
 def test_the_energy_distance_of_shifted_normals_is_unbiased():
     """Mean of 2,000 values at n = 4, m = 6 within 4 standard errors (6e-5) of the closed form.
 
@@ -472,3 +496,9 @@ def test_the_jackknife_is_that_of_the_mean():
 
 
 MIXTURE_LINE = sk.GaussianMixture([1.0], [0.0], 1.0)
+
+
+def test_a_solution_counts_as_its_samples():
+    made = sk.sample(GAUSSIAN.denoiser(sk.VP()), (50, 2), steps=3)
+    found, same = (metrics.energy_distance(x, GAUSSIAN, repeats=9) for x in (made, made.x))
+    assert found == same

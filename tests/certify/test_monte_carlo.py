@@ -129,6 +129,33 @@ def test_the_interval_covers_as_often_as_it_says():
     assert 176 <= held <= 198, held
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_interval_is_not_short_near_zero(seed):
+    """In one direction it holds what Student's interval holds: the mean error is at least in W2."""
+    target, n = sk.Gaussian(0.0, variance=1.0), 2000
+
+    def run(count):
+        return torch.randn(count, 1, dtype=torch.float64) + 0.01
+
+    found = sk.certify_monte_carlo(run, target, samples=n, blocks=20, seed=seed)
+    law = found.law
+    reach = stats.t.ppf(0.975, n - 1) * float(law.std) / math.sqrt(n)
+    assert found.low <= found.w2 <= found.high
+    assert found.high >= abs(float(law.mean)) + reach
+
+
+def test_runs_at_neighbouring_seeds_share_no_samples():
+    drawn = []
+
+    def run(count):
+        drawn.append(torch.randn(count, 1, dtype=torch.float64))
+        return drawn[-1]
+
+    for seed in (0, 1):
+        sk.certify_monte_carlo(run, sk.Gaussian(0.0, variance=1.0), samples=40, blocks=4, seed=seed)
+    assert len(torch.cat(drawn).unique()) == 80
+
+
 def test_it_serves_plans_that_certify_refuses():
     law, target = sk.VP(), gaussian(3)
     found = sk.certify_monte_carlo("pc", target, law, steps=60, samples=8000)

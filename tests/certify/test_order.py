@@ -12,12 +12,11 @@ import pytest
 import torch
 
 import sdekit as sk
-from sdekit.certify.order import linear
-from sdekit.certify.order import certify_order
+from sdekit.certify.order import certify_order, linear
 from sdekit.certify.order.problems import flow_problems, linear_problems
 from sdekit.certify.order.slopes import OrderRow
 from sdekit.certify.order.step import Stepper, noise_rule
-from sdekit.errors import CapabilityError, NotAffineError, ShapeError, UnknownNameError
+from sdekit.errors import CapabilityError, NonFiniteError, NotAffineError, ShapeError, UnknownNameError
 from sdekit.solvers.base import _REGISTRY, NOISE_TYPES, get
 
 PROBLEMS = {f"{p.name}, {p.sde_type}": p for p in linear_problems()}
@@ -327,7 +326,7 @@ def test_refusals():
         certify_order("euler-maruiama")
     with pytest.raises(TypeError, match=r"takes a solver, a sampler or step"):
         certify_order(3.0)
-    with pytest.raises(TypeError, match=r"\(system, x, t, h, W, \.\.\.\), and this one takes \(x, t\)"):
+    with pytest.raises(TypeError, match=r"\(system, x, t, h, W\) here, and this one takes \(x, t\)"):
         certify_order(lambda x, t: x)
     with pytest.raises(CapabilityError, match="chooses its own steps"):
         certify_order("scipy:RK45")
@@ -345,3 +344,40 @@ def test_refusals():
         certify_order(lambda s, x, t, h, W: x[:, 0])
     with pytest.raises(NotAffineError, match="misses the affine map"):
         certify_order(lambda s, x, t, h, W: x + h * torch.sin(x) + W, noise_types=ADDITIVE)
+
+
+def test_words_and_laws_in_any_form():
+    one = certify_order(euler_maruyama, noise_types="additive", laws="two-point", steps=(8, 16))
+    same = certify_order(
+        euler_maruyama, noise_types=["additive"], laws=[([-1, 1], [0.5, 0.5])], sde_types="ito", steps=[8, 16]
+    )
+    assert one.rows == same.rows
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "message"),
+    [
+        (lambda s, x, t, h, W: euler_maruyama(s, x, t, h, W).float(), ShapeError, "dtype"),
+        (lambda s, x, t, h, W: x / 0 * W, NonFiniteError, "division by noise or time"),
+        (lambda s, x, t, h, W: x + torch.randn_like(W), NotAffineError, "random numbers of its own"),
+        (lambda s, x, t, h: x, TypeError, r"\(s, x, t, h\)"),
+    ],
+)
+def test_faults_of_a_step(step, error, message):
+    with pytest.raises(error, match=message):
+        certify_order(step, noise_types=["additive"], steps=(8, 16))
+
+
+@pytest.mark.parametrize("laws", [[], ["normal"] * 4])
+def test_one_to_three_laws(laws):
+    with pytest.raises(ValueError, match="1 to 3"):
+        certify_order(lambda s, x, t, h, *noise: x, laws=laws)
+
+
+def test_settings_of_steps_are_not_for_samplers():
+    with pytest.raises(ValueError, match="is a sampler"):
+        certify_order("ddim", process=sk.VP(), noise_types=["additive"])
+    with pytest.raises(TypeError, match="process must be"):
+        certify_order("ddim", process="vp")
+    with pytest.raises(ValueError, match="two or more"):
+        certify_order("euler", steps=8)

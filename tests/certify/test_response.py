@@ -550,3 +550,52 @@ def test_monte_carlo_of_a_black_box_covers_the_exact_distance():
         sk.certify_monte_carlo(clipped, TARGET, steps=4)
     with pytest.raises(TypeError, match="needs the process"):
         sk.certify_monte_carlo("ddpm", TARGET)
+
+
+def test_clipping_of_rare_samples_is_seen():
+    target = sk.Gaussian(torch.zeros(D), variance=torch.ones(D))
+    with pytest.raises(ResidualError, match="not what its impulses predict"):
+        sk.certify_response(lambda n: torch.randn(n, D, dtype=torch.float64).clamp(-5, 5), target)
+
+
+def test_a_decision_for_the_whole_batch_is_seen():
+    target = sk.Gaussian(torch.zeros(D), variance=torch.ones(D))
+
+    def run(n):
+        x = torch.randn(n, D, dtype=torch.float64) + 0.1
+        return x if x.abs().max() < 0.5 else 2 * x
+
+    with pytest.raises(ResidualError, match="another batch"):
+        sk.certify_response(run, target)
+
+
+def test_guidance_by_autograd_runs_as_it_is():
+    target = sk.Gaussian(torch.zeros(D), variance=torch.ones(D))
+
+    def run(n):
+        x = torch.randn(n, D, dtype=torch.float64).requires_grad_()
+        (gradient,) = torch.autograd.grad(x.square().sum(), x)
+        return x - 0.25 * gradient
+
+    found = sk.certify_response(run, target)
+    torch.testing.assert_close(found.law.std, torch.full((D,), 0.5, dtype=torch.float64))
+
+
+def test_samples_of_this_package_need_its_noise():
+    process = sk.VP()
+    model = TARGET.denoiser(process)
+    with pytest.raises(sk.errors.NotAffineError, match="noise=noise"):
+        sk.certify_response(lambda n: sk.sample(model, (n, D), sampler="ddpm", steps=3).x, TARGET, process)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"start": 0.5}, ValueError, "start must number"),
+        ({"start_std": 0.0}, ValueError, "start_std must be > 0"),
+        ({"process": "vp"}, TypeError, "process must be"),
+    ],
+)
+def test_settings_that_do_not_fit(options, error, message):
+    with pytest.raises(error, match=message):
+        sk.certify_response(lambda n: torch.randn(n, D, dtype=torch.float64), TARGET, **options)

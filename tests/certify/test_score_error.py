@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import sdekit as sk
+from sdekit.errors import NonFiniteError, ShapeError
 from sdekit.sde.rows import over_event
 from tests.certify.test_exact import impulse_law
 from tests.samplers.problems import AFFINE, PROCESSES, gaussian
@@ -172,3 +174,36 @@ def test_samples_of_a_wrong_model_follow_the_certificate():
 def test_refusals(options, kind, words):
     with pytest.raises(kind, match=f"(?s){words}"):
         sk.certify("ddim", gaussian(2), sk.VP(), steps=3, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"perturbation": lambda node: 0.1}, TypeError, r"must return \(gain, shift\)"),
+        ({"perturbation": lambda node: (0.1, 0.0, 0.0)}, TypeError, r"must return \(gain, shift\)"),
+        ({"perturbation": lambda node: (math.nan, 0.0)}, NonFiniteError, "the gain"),
+        ({"perturbation": lambda node: (0.0, np.zeros(2))}, ShapeError, "the shift"),
+        ({"model": sk.GaussianMixture([1.0], [[0.0]], 1.0)}, TypeError, "model must be a Gaussian"),
+    ],
+)
+def test_models_that_do_not_fit(options, error, message):
+    target = sk.Gaussian(torch.zeros(3), variance=[1.0, 0.5, 0.1])
+    with pytest.raises(error, match=message):
+        sk.certify("ddim", target, sk.VP(), steps=3, **options)
+
+
+def test_a_perturbation_in_arrays():
+    target = sk.Gaussian(torch.zeros(3), variance=[1.0, 0.5, 0.1])
+    one, other = (
+        sk.certify("ddim", target, sk.VP(), steps=3, perturbation=lambda node, a=a: (a, 0.0)).w2
+        for a in (np.full(3, -0.1), -0.1)
+    )
+    assert one == pytest.approx(other, abs=1e-14)
+
+
+def test_certificates_can_be_compared_and_kept_in_sets():
+    target = sk.Gaussian(torch.zeros(3), variance=[1.0, 0.5, 0.1])
+    one, other = (sk.certify("ddim", target, sk.VP(), steps=3) for _ in range(2))
+    assert one != other
+    assert one.law != other.law
+    assert len({one, other, one}) == 2

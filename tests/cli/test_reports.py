@@ -132,7 +132,7 @@ def test_a_sampler_that_cannot_do_the_process_does_not_stop_the_others(monkeypat
     ("words", "said"),
     [
         (("compare", "huen"), "unknown sampler 'huen'. Nearest: 'heun'"),
-        (("certify", "rk45"), "unknown sampler 'rk45'"),
+        (("certify", "rk45"), "'rk45' is adaptive"),
         (("certify", "heun", "--process", "vpp"), "unknown process 'vpp'. Nearest: 'vp'"),
         (("certify", "heun", "--process", "vp:beta=3"), "takes beta_min, beta_max"),
         (("certify", "heun", "--process", "vp:beta_max=x"), "expected a number, got 'x'"),
@@ -354,3 +354,17 @@ def test_labels_do_not_overlap():
     assert len(at) == 13
     assert min(b - a for a, b in itertools.pairwise(at)) >= svg.LEADING - 0.2
     assert max(at) <= svg.HEIGHT
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
+def test_a_damaged_file_is_named(suffix, tmp_path):
+    path = tmp_path / f"data{suffix}"
+    path.write_text("no numbers")
+    with pytest.raises(WordError, match="cannot read"):
+        parse_target(str(path))
+
+
+@pytest.mark.parametrize("d", ["1e9", "nan", "2.5"])
+def test_dimensions_out_of_range(d):
+    with pytest.raises(WordError, match="d must be"):
+        parse_target(f"gaussian:d={d}")

@@ -31,7 +31,7 @@ from sdekit.targets.mixture import GaussianMixture
 __all__ = ["DensityCertificate", "density"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DensityCertificate:
     """The law of the output on one-dimensional data.
 

@@ -133,8 +133,8 @@ def certify_order(
     Raises
     ------
     NotAffineError: a step that is not affine on a linear problem (MALA). CapabilityError: no problem fits, or
-    the solver hides its steps. ShapeError, NonFiniteError: what a step returned. UnknownNameError, ValueError,
-    TypeError: arguments that do not fit.
+    the solver hides its steps. ShapeError, NonFiniteError: what a step returned. UnknownNameError,
+    ValueError, TypeError: arguments that do not fit.
     """
     if process is not None and not isinstance(process, GaussianDiffusion):
         raise TypeError(
@@ -145,8 +145,8 @@ def certify_order(
     if isinstance(found, Sampler):
         if any(value is not None for value in (kind, noise_types, sde_types, laws)):
             raise ValueError(
-                f"{found.name!r} is a sampler: kind, noise_types, sde_types and laws are of steps. Next: only "
-                f"steps and process; a solver of the same name is meant without process."
+                f"{found.name!r} is a sampler: kind, noise_types, sde_types and laws are of steps. Next: "
+                f"only steps and process; a solver of the same name is meant without process."
             )
         return OrderCertificate(found.name, tuple(sampler_rows(found, process, counts)))
     if isinstance(found, External):

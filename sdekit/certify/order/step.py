@@ -141,8 +141,8 @@ class Stepper:
         if not bool(torch.isfinite(out).all()):
             raise NonFiniteError(
                 f"a step returned NaN or infinity on the linear problem {self.problem.name!r} from a finite "
-                f"state, at t = {t:.4g} with h = {h:.4g}. Likely cause: a division by noise or time, which may "
-                f"be 0. Next: print the terms of the step."
+                f"state, at t = {t:.4g} with h = {h:.4g}. Likely cause: a division by noise or time, which "
+                f"may be 0. Next: print the terms of the step."
             )
         return torch.cat([out.reshape(len(x), -1), *(c.reshape(len(x), -1) for c in kept)], dim=1)
 
@@ -173,8 +173,9 @@ class Stepper:
             raise NotAffineError(
                 f"the step is not affine in its state on the linear problem {self.problem.name!r}: it misses "
                 f"the affine map through its values by {gap:.3g}. Likely cause: an accept-reject decision, "
-                f"limiter or norm in the step, random numbers of its own, or float32 in it (a miss near 1e-7). "
-                f"Next: float64 and the noise it is given; else the order from paths on one Brownian motion."
+                f"limiter or norm in the step, random numbers of its own, or float32 in it (a miss near "
+                f"1e-7). Next: float64 and the noise it is given; or the order from paths on one Brownian "
+                f"motion."
             )
         return maps, weights, nodes
 
@@ -194,12 +195,14 @@ def check_laws(laws: NoiseLaw | Sequence[NoiseLaw]) -> tuple[NoiseLaw, ...]:
     given = (laws,) if isinstance(laws, str) else tuple(laws)
     if not 1 <= len(given) <= 3:
         raise ValueError(
-            f"laws must hold one law for each of W, H, K that the step takes, 1 to 3, got {len(given)}. Next: "
-            f"kind='ode' for a step without noise."
+            f"laws must hold one law for each of W, H, K that the step takes, 1 to 3, got {len(given)}. "
+            f"Next: kind='ode' for a step without noise."
         )
-    return tuple(
-        law if isinstance(law, str) else tuple(tuple(map(float, part)) for part in law) for law in given
-    )
+    return tuple(law if isinstance(law, str) else _numbers(*law) for law in given)
+
+
+def _numbers(values: Sequence[float], probabilities: Sequence[float]) -> NoiseLaw:
+    return tuple(map(float, values)), tuple(map(float, probabilities))
 
 
 def check_step(step: object, noises: int) -> None:
@@ -218,7 +221,7 @@ def check_step(step: object, noises: int) -> None:
         signature.bind(*wanted)
     except TypeError:
         raise TypeError(
-            f"a step takes ({', '.join(wanted)}) here, and this one takes ({', '.join(signature.parameters)}). "
-            f"Likely cause: kind='ode' for a step with noise, or laws= for more or fewer than it takes. Next: "
-            f"wrap it: lambda {', '.join(wanted)}: ..."
+            f"a step takes ({', '.join(wanted)}) here, and this one takes "
+            f"({', '.join(signature.parameters)}). Likely cause: kind='ode' for a step with noise, or laws= "
+            f"for more or fewer noises than it takes. Next: wrap it: lambda {', '.join(wanted)}: ..."
         ) from None

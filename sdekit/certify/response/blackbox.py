@@ -62,8 +62,8 @@ def as_samples(out: object, n: int, target: Gaussian) -> Tensor:
         except (TypeError, ValueError, RuntimeError):
             raise ShapeError(
                 f"run({n}) must return samples as a tensor or array, got {type(out).__name__}. Likely cause: "
-                f"an output object, a tuple or a list of tensors. Next: return the tensor in it, or torch.stack "
-                f"of the list."
+                f"an output object, a tuple or a list of tensors. Next: return the tensor in it, or "
+                f"torch.stack of the list."
             ) from None
     if x.shape != (n, *target.event_shape) or not x.is_floating_point():
         raise ShapeError(
@@ -75,15 +75,15 @@ def as_samples(out: object, n: int, target: Gaussian) -> Tensor:
     if not bool(finite.all()):
         raise NonFiniteError(
             f"run({n}) must return finite samples, got NaN or infinity in {int((~finite).sum())} of them. "
-            f"Likely cause: a grid that reaches sigma = 0, or, in certify_response, a step that divides by the "
-            f"size of its noise, which is zero in a row without noise. Next: end the grid at t_min; print the "
-            f"state at each step."
+            f"Likely cause: a grid that reaches sigma = 0, or, in certify_response, a step that divides by "
+            f"the size of its noise, which is zero in a row without noise. Next: end the grid at t_min; "
+            f"print the state at each step."
         )
     return x
 
 
 class Row(NamedTuple):
-    """What one sample gets: ``size`` in every direction at draw ``impulse``, or times check vector ``check``."""
+    """What one sample gets: ``size`` in all directions at draw ``impulse``, or of check vector ``check``."""
 
     impulse: int = -1
     size: float = 0.0
@@ -123,8 +123,8 @@ class BlackBox:
         if not first:
             raise NotAffineError(
                 "expected a run that draws normals, got none: every sample is the same. Likely cause: noise "
-                "drawn before run, or by numpy with a fixed seed. Next: draw inside run(n) with torch, or take a "
-                "Noise: def run(n, noise), and sdekit.sample(..., noise=noise)."
+                "drawn before run, or by numpy with a fixed seed. Next: draw inside run(n) with torch, or "
+                "take a Noise: def run(n, noise), and sdekit.sample(..., noise=noise)."
             )
         d = self.target.dimension
         pairs = zip(first, second, strict=False)
@@ -150,9 +150,10 @@ class BlackBox:
         if apart > TOLERANCE[self.dtype]:
             raise NotAffineError(
                 f"expected equal samples where every normal is zero, got samples {apart:.2g} apart, relative "
-                f"to their size. Likely cause: noise that torch does not draw (numpy, random, sdekit.sample), "
-                f"noise drawn before run, or steps that depend on n or on the whole batch. Next: draw inside "
-                f"run(n) with torch, or take a Noise: def run(n, noise), and sdekit.sample(..., noise=noise)."
+                f"to their size. Likely cause: noise that torch does not draw (numpy, random, "
+                f"sdekit.sample), noise drawn before run, or steps that depend on n or on the whole "
+                f"batch. Next: draw inside run(n) with torch, or take a Noise: def run(n, noise), and "
+                f"sdekit.sample(..., noise=noise)."
             )
 
     def _probe(self, n: int) -> tuple[Tensor, list[torch.Size]]:
@@ -246,8 +247,8 @@ def measure(box: BlackBox, start: int, batch: int | None, frozen: bool) -> Measu
     r"""The response b, G_1, ..., G_K of a black box, and the distance of runs with noise to b + sum G_k xi_k.
 
     Each run of ``batch`` samples holds a row without noise, the first check vector and impulses; smaller runs
-    hold all check vectors in other places, and ``FAR`` times as large. frozen: G_k = (x(+e) - x(-e))/(2 e), e small, the
-    response linearised about the noiseless path.
+    hold all check vectors in other places, and ``FAR`` times as large. frozen: G_k = (x(+e) - x(-e))/(2 e),
+    e small, the response linearised about the noiseless path.
     """
     size = SMALL[box.dtype] if frozen else 1.0
     signs = (size, -size) if frozen else (size,)
@@ -276,7 +277,7 @@ def measure(box: BlackBox, start: int, batch: int | None, frozen: bool) -> Measu
     residual = float(((last[:-1] - base - predicted).norm(dim=1) / size_of).max())
     apart = [x - last[-1] for x in [*silent, box.quiet]] + [x - last[0] for x in mixed]
     coupling = float(torch.stack(apart).norm(dim=1).max() / size_of[0])
-    if not frozen:  # what acts on rare samples only
+    if not frozen and residual <= TOLERANCE[box.dtype]:  # see what acts on rare samples only
         far = box([Row(check=k, size=FAR) for k in range(CHECKS)])
         residual = max(residual, float(((far - base - FAR * predicted).norm(dim=1) / (FAR * size_of)).max()))
     return Measured(base, at_start, injected, residual, coupling, 1 if box.single else batch)

@@ -36,7 +36,7 @@ class ResidualError(NotAffineError):
         self.residual = residual
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ResponseCertificate(Certificate):
     """A `Certificate` measured on a black box.
 
