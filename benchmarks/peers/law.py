@@ -12,8 +12,8 @@ from torch import Tensor
 
 import sdekit as sk
 from benchmarks.peers.base import Peer
-from sdekit.certify.response.impulses import Normals
 from sdekit.certify.response import ResponseCertificate
+from sdekit.certify.response.impulses import Normals
 from sdekit.errors import NotAffineError
 
 __all__ = ["Draws", "certificate", "exact_law", "exact_w2"]
