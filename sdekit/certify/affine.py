@@ -4,15 +4,16 @@ Where D(x) = gain x + shift, every register of a plan is, in each direction,
 
     r = b + g x_init + sum_k G_k xi_k.
 
-Only the output's b, g and G_k are wanted, so they are found backwards: with a(r) = d output / d r,
+b and g follow the run, instruction by instruction, two numbers a register. The output's G_k are found
+backwards, with a(r) = d output / d r:
 
     a(output) = 1,
     r = sum_i w_i r_i + sum_j c_j xi_j:     a(r_i) += w_i a(r),   G_j += c_j a(r),
-    r = p x + q (gain x + shift):           a(x)   += (p + q gain) a(r),   b += q shift a(r),
-    g = a(x_init).
+    r = p x + q (gain x + shift):           a(x)   += (p + q gain) a(r).
 
-One pass over the instructions, with as many vectors as registers are alive: d = 1e5 directions and 1,000
-noises take the memory of a few states. It is reverse differentiation, exact because the plan is affine.
+Either way as many vectors are kept as registers are alive: d = 1e5 directions and 1,000 noises take the
+memory of a few states. The start goes forwards, as a state does, because there its rounding is that of the
+run: after a step of many orders of magnitude in sigma its weights alone are huge and cancel.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def respond(plan: Plan, denoiser: Affine, dimension: int) -> Response:
         nonlocal variance
         variance = variance + response.square()
 
-    constant, gain = _sweep(plan, denoiser, zero, collect)
+    constant, gain = _respond(plan, denoiser, zero, collect)
     return Response(constant, gain, variance)
 
 
@@ -81,18 +82,59 @@ def propagate(plan: Plan, eigenvalues: Tensor, mean: Tensor, denoiser: Affine | 
     """
     rows: dict[int, Tensor] = {}
     denoiser = exact_denoiser(eigenvalues, mean) if denoiser is None else denoiser
-    constant, gain = _sweep(plan, denoiser, torch.zeros_like(mean), rows.__setitem__)
+    constant, gain = _respond(plan, denoiser, torch.zeros_like(mean), rows.__setitem__)
     order = dict.fromkeys(
         draw for ins in plan.instructions if isinstance(ins, Combine) for _, draw in ins.noise
     )
     return torch.stack([constant, gain, *(rows[draw] for draw in order)])
 
 
-def _sweep(
+def _respond(
     plan: Plan, denoiser: Affine, zero: Tensor, collect: Callable[[int, Tensor], None]
 ) -> tuple[Tensor, Tensor]:
-    """(b, g); ``collect(draw, G)`` is called once for each draw, when its last part is known."""
+    """(b, g); ``collect(draw, G)`` is called once for each draw."""
     _require_affine(plan)
+    slopes: dict[str, Tensor | Number] = {}
+    start = _forwards(plan, denoiser, zero, slopes)
+    if plan.stochastic:
+        _backwards(plan, slopes, zero, collect)
+    return start
+
+
+def _forwards(
+    plan: Plan, denoiser: Affine, zero: Tensor, slopes: dict[str, Tensor | Number]
+) -> tuple[Tensor, Tensor]:
+    """(b, g) of the output; ``slopes`` takes d out / d x of each evaluation."""
+    one = zero + 1.0
+    alive: dict[str, tuple[Tensor, Tensor]] = {state(0): (zero, one)}
+    last = {name: k for k, ins in enumerate(plan.instructions) for name in ins.inputs}
+    for k, ins in enumerate(plan.instructions):
+        if isinstance(ins, Evaluate):
+            assert ins.node is not None
+            gain, shift = denoiser(ins.node)
+            p, q = conversion("x0", ins.predicts, ins.node, None, ins.data_std)
+            slope = slopes[ins.out] = p + q * gain
+            b, g = alive[ins.x]
+            alive[ins.out] = (slope * b + q * shift, slope * g)
+        else:
+            assert isinstance(ins, Combine)
+            b, g = zero, zero
+            for w, name in ins.terms:
+                b, g = b + w * alive[name][0], g + w * alive[name][1]
+            alive[ins.out] = (b, g)
+        for name in ins.inputs:
+            if last[name] == k and name != plan.output:
+                alive.pop(name, None)
+    return alive[plan.output]
+
+
+def _backwards(
+    plan: Plan,
+    slopes: dict[str, Tensor | Number],
+    zero: Tensor,
+    collect: Callable[[int, Tensor], None],
+) -> None:
+    """``collect(draw, G)``, once for each draw, when its last part is known."""
     first_use: dict[int, int] = {}
     for k, ins in enumerate(plan.instructions):
         if isinstance(ins, Combine):
@@ -100,18 +142,12 @@ def _sweep(
                 first_use.setdefault(draw, k)
     adjoint: dict[str, Tensor] = {plan.output: zero + 1.0}
     partial: dict[int, Tensor] = {}
-    constant = zero
     for k in reversed(range(len(plan.instructions))):
         ins = plan.instructions[k]
         a = adjoint.pop(ins.out, None)
         if isinstance(ins, Evaluate):
-            if a is None:
-                continue
-            assert ins.node is not None
-            gain, shift = denoiser(ins.node)
-            p, q = conversion("x0", ins.predicts, ins.node, None, ins.data_std)
-            constant = constant + q * shift * a
-            _add(adjoint, ins.x, (p + q * gain) * a)
+            if a is not None:
+                _add(adjoint, ins.x, slopes[ins.out] * a)
             continue
         assert isinstance(ins, Combine)
         if a is not None:
@@ -121,7 +157,6 @@ def _sweep(
                 _add(partial, draw, c * a)
         for draw in dict.fromkeys(draw for _, draw in ins.noise if first_use[draw] == k):
             collect(draw, partial.pop(draw, zero))
-    return constant, adjoint.get(state(0), zero)
 
 
 def _add(sums: dict[Any, Tensor], key: str | int, part: Tensor) -> None:
