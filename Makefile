@@ -7,12 +7,13 @@ DOCS_STAMP := $(VENV)/.installed-docs
 
 PEERS := .venv-peers
 
-.PHONY: help peers-env test-peers demo test test-all lint format bench docs league clean
+.PHONY: help peers-env test-peers demo test test-all mutate lint format bench docs league clean
 
 help:
 	@echo "make demo      train on real digits, sample, certify, draw the pictures in demo/"
 	@echo "make test      the test suite (under 10 minutes on 2 cores)"
 	@echo "make test-all  the same with the slow tests"
+	@echo "make mutate    every formula broken once: which test notices (hours); docs/reference/mutations.json"
 	@echo "make lint      ruff, mypy --strict, import-linter"
 	@echo "make docs      the documentation, its examples executed: docs/_build/html/index.html"
 	@echo "make league    the table of exact errors, docs/reference/league.json"
@@ -34,6 +35,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -n auto
+
+mutate: $(STAMP)
+	$(BIN)/python -m tests.mutation --workers $$(nproc)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

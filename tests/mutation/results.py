@@ -1,0 +1,88 @@
+"""What is kept between runs: coverage by test file, and the outcome of each mutant."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+from tests.mutation.coverage import Coverage
+from tests.mutation.mutants import Mutant, Source, digest
+from tests.mutation.runner import Outcome, measure
+from tests.mutation.scope import MODULES, ROOT, judging_files, path_of
+
+__all__ = ["Results"]
+
+
+class Results:
+    """A folder with ``coverage.json`` and ``outcomes.jsonl``.
+
+    A kill holds while the module and the test file that killed are as they were; a survivor while the module
+    and every test file are, and no more cases of a test are asked. (Neither looks at the rest of the library:
+    `--fresh` forgets everything.)
+    """
+
+    def __init__(self, folder: Path, cases: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.coverage_file, self.outcome_file = folder / "coverage.json", folder / "outcomes.jsonl"
+        self.texts = {file: digest((ROOT / file).read_text()) for file in judging_files()}
+        self.all_tests = digest(json.dumps(self.texts))
+        self.cases = cases
+        self.outcomes: dict[str, Outcome] = {}
+        if self.outcome_file.exists():
+            for line in self.outcome_file.read_text().splitlines():
+                key, killer, tests, made_with, with_cases = json.loads(line)
+                if made_with == self._depends(killer) and (killer or with_cases >= cases):
+                    self.outcomes[key] = Outcome(killer, tests)
+
+    def forget(self) -> None:
+        """Start anew."""
+        self.outcome_file.unlink(missing_ok=True)
+        self.coverage_file.unlink(missing_ok=True)
+        self.outcomes = {}
+
+    def _depends(self, killer: str) -> str:
+        if killer in ("timeout", "crash", "import"):
+            return killer
+        return self.texts.get(killer.split("::")[0], "") if killer else self.all_tests
+
+    @staticmethod
+    def _key(source: Source, mutant: Mutant) -> str:
+        return f"{source.digest}:{mutant.id}"
+
+    def get(self, source: Source, mutant: Mutant) -> Outcome | None:
+        """What is known of a mutant."""
+        return self.outcomes.get(self._key(source, mutant))
+
+    def put(self, source: Source, mutant: Mutant, outcome: Outcome) -> None:
+        """Remember; one line, appended at once, so that several processes may write."""
+        key = self._key(source, mutant)
+        self.outcomes[key] = outcome
+        made_with = self._depends(outcome.killer)
+        line = json.dumps([key, outcome.killer, outcome.tests, made_with, self.cases]) + "\n"
+        handle = os.open(self.outcome_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(handle, line.encode())
+        os.close(handle)
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """The coverage of every test file, measured again where the file or the mutated modules changed."""
+        modules = digest("".join(path_of(module).read_text() for module in MODULES))
+        known = json.loads(self.coverage_file.read_text()) if self.coverage_file.exists() else {}
+        keys = {file: f"{modules}:{text}" for file, text in self.texts.items()}
+        stale = [file for file in keys if known.get(file, [""])[0] != keys[file]]
+        if stale:
+            fresh = measure(stale)
+            for file in stale:
+                known[file] = [keys[file], vars(fresh.of_file(file))]
+            self.coverage_file.write_text(json.dumps(known))
+        return _joined(Coverage(**known[file][1]) for file in keys)
+
+
+def _joined(parts: Iterable[Coverage]) -> Coverage:
+    found = Coverage()
+    for part in parts:
+        found.add(part)
+    return found

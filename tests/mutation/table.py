@@ -1,0 +1,182 @@
+"""The table of mutants: which check kills each, and the survivors with the proof that they are equivalent."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.mutation.mutants import Mutant, Source
+from tests.mutation.runner import Outcome
+from tests.mutation.scope import MODULES, ROOT, check_of
+
+__all__ = ["FILE", "compose", "markdown", "proofs", "read", "stale", "summary"]
+
+FILE = ROOT / "docs" / "reference" / "mutations.json"
+EQUIVALENT = Path(__file__).parent / "equivalent.toml"
+#: The least part of all mutants, equivalent ones among them, that must be killed.
+LEAST = 0.98
+
+Place = tuple[str, str, str, str, str, int]
+
+
+def _place(source: Source, mutant: Mutant, seen: Counter[Any]) -> Place:
+    """(module, text of the line, operator, before, after, occurrence): holds when other lines change."""
+    place = (
+        source.module.removeprefix("sdekit."),
+        source.line(mutant),
+        mutant.operator,
+        mutant.before,
+        mutant.after,
+    )
+    seen[place] += 1
+    return (*place, seen[place])
+
+
+def proofs(path: Path = EQUIVALENT) -> dict[Place, str]:
+    """Place -> why the mutant computes the same."""
+    found: dict[Place, str] = {}
+    for group in tomllib.loads(path.read_text()).get("equivalent", []):
+        for row in group["mutants"]:
+            place: Any = (*row, 1) if len(row) == 5 else tuple(row)
+            found[place] = group["proof"]
+    return found
+
+
+def places(source: Source) -> dict[str, Place]:
+    """id -> place of every mutant of a module."""
+    seen: Counter[Any] = Counter()
+    return {mutant.id: _place(source, mutant, seen) for mutant in source.mutants}
+
+
+def _check(killer: str) -> str:
+    return killer if killer in ("timeout", "crash", "import") else check_of(killer)[1]
+
+
+def compose(sources: Mapping[str, Source], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """The table as JSON: module -> digest, killed (id -> test) and survived (id -> before, proof)."""
+    known, modules = proofs(), {}
+    for name, source in sources.items():
+        where = places(source)
+        killed, survived = {}, {}
+        for mutant in source.mutants:
+            outcome = outcomes.get(mutant.id)
+            if outcome is None:
+                continue
+            short = mutant.id.partition(":")[2]
+            if outcome.killer:
+                killed[short] = _check(outcome.killer)
+            else:
+                survived[short] = {
+                    "line": source.line(mutant),
+                    "before": mutant.before,
+                    "after": mutant.after,
+                    "tests": outcome.tests,
+                    "proof": known.get(where[mutant.id], ""),
+                }
+        modules[name.removeprefix("sdekit.")] = {
+            "digest": source.digest,
+            "mutants": len(source.mutants),
+            "killed": killed,
+            "survived": survived,
+        }
+    return {"modules": modules}
+
+
+def summary(data: dict[str, Any]) -> dict[str, int]:
+    """Counts over all modules: mutants, judged, killed, survived, equivalent (proved), open (not)."""
+    rows = data["modules"].values()
+    survived = [found for row in rows for found in row["survived"].values()]
+    killed = sum(len(row["killed"]) for row in rows)
+    equivalent = sum(bool(found["proof"]) for found in survived)
+    return {
+        "mutants": sum(row["mutants"] for row in rows),
+        "judged": killed + len(survived),
+        "killed": killed,
+        "survived": len(survived),
+        "equivalent": equivalent,
+        "open": len(survived) - equivalent,
+    }
+
+
+def stale(data: dict[str, Any]) -> list[str]:
+    """Modules whose source is not the one of the table, and those that lack."""
+    rows = data["modules"]
+    names = [module.removeprefix("sdekit.") for module in MODULES]
+    return [
+        name for name in names if name not in rows or rows[name]["digest"] != Source(f"sdekit.{name}").digest
+    ]
+
+
+def read() -> dict[str, Any]:
+    """The committed table."""
+    found: dict[str, Any] = json.loads(FILE.read_text())
+    return found
+
+
+def _table(titles: list[str], rows: list[list[str]]) -> str:
+    rule = ["---:" if title in ("mutants", "killed", "survive") else "---" for title in titles]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [titles, rule, *rows])
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("|", "\\|") + "`"
+
+
+def markdown(data: dict[str, Any]) -> dict[str, str]:
+    """The tables of the page: "total", "module", "change", "check", "survivors"."""
+    total = summary(data)
+    old = set(stale(data))
+    share = 100 * total["killed"] / total["mutants"]
+    other = 100 * total["killed"] / max(total["mutants"] - total["equivalent"], 1)
+    text = (
+        f"{total['killed']} of {total['mutants']} mutants are killed: **{share:.1f} %**, "
+        f"or {other:.1f} % of those that are not proved equivalent. {total['survived']} survive, "
+        f"{total['equivalent']} of them with a proof."
+    )
+    if total["judged"] < total["mutants"]:
+        text += f" {total['mutants'] - total['judged']} are not judged yet and count as alive."
+    rows = []
+    made: Counter[str] = Counter()
+    killed: Counter[str] = Counter()
+    killed_by: Counter[str] = Counter()
+    for name, row in data["modules"].items():
+        checks = Counter(row["killed"].values())
+        killed_by.update(checks)
+        made.update(key.split(":")[2] for key in [*row["killed"], *row["survived"]])
+        killed.update(key.split(":")[2] for key in row["killed"])
+        most = ", ".join(f"{check} {n}" for check, n in checks.most_common(3))
+        judged = len(row["killed"]) + len(row["survived"])
+        mark = " (changed since)" if name in old else ""
+        rows.append(
+            [_code(name) + mark, str(judged), str(len(row["killed"])), str(len(row["survived"])), most]
+        )
+    return {
+        "total": text,
+        "module": _table(["module", "mutants", "killed", "survive", "killed most by"], rows),
+        "change": _table(
+            ["change", "mutants", "killed", "survive"],
+            [[name, str(n), str(killed[name]), str(n - killed[name])] for name, n in made.most_common()],
+        ),
+        "check": _table(
+            ["check", "mutants that it kills first"], [[name, str(n)] for name, n in killed_by.most_common()]
+        ),
+        "survivors": _survivors(data),
+    }
+
+
+def _survivors(data: dict[str, Any]) -> str:
+    """Every survivor, grouped by proof."""
+    groups: dict[str, list[list[str]]] = {}
+    for name, row in data["modules"].items():
+        for key, found in row["survived"].items():
+            proof = found["proof"] or f"No proof; {found['tests']} tests run this line."
+            change = f"{_code(found['before'])} to {_code(found['after'])}"
+            groups.setdefault(proof, []).append(
+                [f"{_code(name)} {key.split(':')[0]}", _code(found["line"]), change]
+            )
+    titles = ["where", "line", "change"]
+    return "\n\n".join(f"{proof}\n\n{_table(titles, rows)}" for proof, rows in groups.items())
