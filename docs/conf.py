@@ -46,6 +46,7 @@ nb_execution_show_tb = True  # a failing cell is a warning, and `make docs` stop
 nb_execution_timeout = 300
 nb_execution_in_temp = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables in what cells display
 
 bibtex_bibfiles = ["references.bib"]
 

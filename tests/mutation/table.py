@@ -118,7 +118,7 @@ def read() -> dict[str, Any]:
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> str:
-    rule = ["---:" if title in ("mutants", "killed", "survive") else "---" for title in titles]
+    rule = ["---:" if title in ("mutants", "judged", "killed", "survive") else "---" for title in titles]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [titles, rule, *rows])
 
 
@@ -152,13 +152,17 @@ def markdown(data: dict[str, Any]) -> dict[str, str]:
         judged = len(row["killed"]) + len(row["survived"])
         mark = " (changed since)" if name in old else ""
         rows.append(
-            [_code(name) + mark, str(judged), str(len(row["killed"])), str(len(row["survived"])), most]
+            [
+                _code(name) + mark,
+                *map(str, (row["mutants"], judged, len(row["killed"]), len(row["survived"]))),
+                most,
+            ]
         )
     return {
         "total": text,
-        "module": _table(["module", "mutants", "killed", "survive", "killed most by"], rows),
+        "module": _table(["module", "mutants", "judged", "killed", "survive", "killed most by"], rows),
         "change": _table(
-            ["change", "mutants", "killed", "survive"],
+            ["change", "judged", "killed", "survive"],
             [[name, str(n), str(killed[name]), str(n - killed[name])] for name, n in made.most_common()],
         ),
         "check": _table(
