@@ -76,6 +76,10 @@ def _work(jobs: list[Job], results: Results, share: int, most: int | None) -> No
         note(job, runner.judge_at_import(*job, coverage, results.cases))
 
 
+def _known(results: Results, source: Source, mutant: Mutant) -> runner.Outcome | None:
+    return results.get(source, mutant, equivalent=mutant.id in table.proved(source))
+
+
 def main() -> int:
     options = _arguments()
     preload()
@@ -90,10 +94,10 @@ def main() -> int:
         (source, mutant)
         for source in sources.values()
         if source.module in chosen
-        for mutant in source.mutants[:: options.every]
+        for mutant in table.counted(source)[:: options.every]
         if mutant.id.startswith(options.only)
     ]
-    todo = [job for job in jobs if results.get(*job) is None]
+    todo = [job for job in jobs if _known(results, *job) is None]
     print(f"{len(jobs)} mutants, {len(todo)} to judge", flush=True)
     if todo and not options.table:
         assert results.coverage.tests
@@ -108,7 +112,7 @@ def main() -> int:
         mutant.id: outcome
         for source in sources.values()
         for mutant in source.mutants
-        if (outcome := results.get(source, mutant)) is not None
+        if (outcome := _known(results, source, mutant)) is not None
     }
     data = table.compose(sources, outcomes)
     table.FILE.write_text(json.dumps(data, indent=0, sort_keys=True) + "\n")

@@ -20,8 +20,8 @@ class Results:
     """A folder with ``coverage.json`` and ``outcomes.jsonl``.
 
     A kill holds while the module and the test file that killed are as they were; a survivor while the module
-    and every test file are, and no more cases of a test are asked. (Neither looks at the rest of the library:
-    `--fresh` forgets everything.)
+    and every test file are, and no more cases of a test are asked; a survivor that is proved equivalent while
+    the module is. (None looks at the rest of the library: `--fresh` forgets everything.)
     """
 
     def __init__(self, folder: Path, cases: int) -> None:
@@ -31,17 +31,20 @@ class Results:
         self.all_tests = digest(json.dumps(self.texts))
         self.cases = cases
         self.outcomes: dict[str, Outcome] = {}
+        self.survived: dict[str, Outcome] = {}
         if self.outcome_file.exists():
             for line in self.outcome_file.read_text().splitlines():
                 key, killer, tests, made_with, with_cases = json.loads(line)
                 if made_with == self._depends(killer) and (killer or with_cases >= cases):
                     self.outcomes[key] = Outcome(killer, tests)
+                elif not killer:
+                    self.survived[key] = Outcome(killer, tests)
 
     def forget(self) -> None:
         """Start anew."""
         self.outcome_file.unlink(missing_ok=True)
         self.coverage_file.unlink(missing_ok=True)
-        self.outcomes = {}
+        self.outcomes, self.survived = {}, {}
 
     def _depends(self, killer: str) -> str:
         if killer in ("timeout", "crash", "import"):
@@ -52,9 +55,10 @@ class Results:
     def _key(source: Source, mutant: Mutant) -> str:
         return f"{source.digest}:{mutant.id}"
 
-    def get(self, source: Source, mutant: Mutant) -> Outcome | None:
-        """What is known of a mutant."""
-        return self.outcomes.get(self._key(source, mutant))
+    def get(self, source: Source, mutant: Mutant, equivalent: bool = False) -> Outcome | None:
+        """What is known of a mutant. equivalent: no test can kill it, so that newer tests change nothing."""
+        key = self._key(source, mutant)
+        return self.outcomes.get(key) or (self.survived.get(key) if equivalent else None)
 
     def put(self, source: Source, mutant: Mutant, outcome: Outcome) -> None:
         """Remember; one line, appended at once, so that several processes may write."""

@@ -1,4 +1,8 @@
-"""The table of mutants: which check kills each, and the survivors with the proof that they are equivalent."""
+"""The table of mutants: which check kills each, and the survivors with the proof that they are equivalent.
+
+Changes of no formula (the name of a register, the size of a block, one more point of a quadrature that is
+exact already: ``formula = false`` in ``equivalent.toml``) are listed with their reason and not counted.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +18,11 @@ from tests.mutation.mutants import Mutant, Source
 from tests.mutation.runner import Outcome
 from tests.mutation.scope import MODULES, ROOT, check_of
 
-__all__ = ["FILE", "compose", "markdown", "proofs", "read", "stale", "summary"]
+__all__ = ["FILE", "compose", "counted", "markdown", "proofs", "proved", "read", "stale", "summary"]
 
 FILE = ROOT / "docs" / "reference" / "mutations.json"
 EQUIVALENT = Path(__file__).parent / "equivalent.toml"
-#: The least part of all mutants, equivalent ones among them, that must be killed.
+#: The least part of the mutants, equivalent ones among them, that must be killed.
 LEAST = 0.98
 
 Place = tuple[str, str, str, str, str, int]
@@ -36,52 +41,72 @@ def _place(source: Source, mutant: Mutant, seen: Counter[Any]) -> Place:
     return (*place, seen[place])
 
 
-def proofs(path: Path = EQUIVALENT) -> dict[Place, str]:
-    """Place -> why the mutant computes the same."""
+@cache
+def proofs(formula: bool = True, path: Path = EQUIVALENT) -> dict[Place, str]:
+    """Place -> why the mutant computes the same; of the changes of no formula for ``formula=False``."""
     found: dict[Place, str] = {}
     for group in tomllib.loads(path.read_text()).get("equivalent", []):
+        if group.get("formula", True) is not formula:
+            continue
         for row in group["mutants"]:
             place: Any = (*row, 1) if len(row) == 5 else tuple(row)
             found[place] = group["proof"]
     return found
 
 
+@cache
 def places(source: Source) -> dict[str, Place]:
     """id -> place of every mutant of a module."""
     seen: Counter[Any] = Counter()
     return {mutant.id: _place(source, mutant, seen) for mutant in source.mutants}
 
 
+def counted(source: Source) -> list[Mutant]:
+    """The mutants of a module that change a formula."""
+    where, aside = places(source), proofs(formula=False)
+    return [mutant for mutant in source.mutants if where[mutant.id] not in aside]
+
+
+@cache
+def proved(source: Source) -> set[str]:
+    """The ids of a module's mutants that are proved equivalent."""
+    known = proofs()
+    return {name for name, place in places(source).items() if place in known}
+
+
 def _check(killer: str) -> str:
     return killer if killer in ("timeout", "crash", "import") else check_of(killer)[1]
 
 
+def _row(source: Source, mutant: Mutant) -> dict[str, Any]:
+    return {"line": source.line(mutant), "before": mutant.before, "after": mutant.after}
+
+
 def compose(sources: Mapping[str, Source], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """The table as JSON: module -> digest, killed (id -> test) and survived (id -> before, proof)."""
-    known, modules = proofs(), {}
+    """The table as JSON: module -> digest, killed (id -> test), survived and aside (id -> before, proof)."""
+    known, none, modules = proofs(), proofs(formula=False), {}
     for name, source in sources.items():
         where = places(source)
-        killed, survived = {}, {}
+        killed, survived, aside = {}, {}, {}
         for mutant in source.mutants:
             outcome = outcomes.get(mutant.id)
+            short = mutant.id.partition(":")[2]
+            if reason := none.get(where[mutant.id]):
+                aside[short] = {**_row(source, mutant), "tests": 0, "proof": reason}
+                continue
             if outcome is None:
                 continue
-            short = mutant.id.partition(":")[2]
             if outcome.killer:
                 killed[short] = _check(outcome.killer)
             else:
-                survived[short] = {
-                    "line": source.line(mutant),
-                    "before": mutant.before,
-                    "after": mutant.after,
-                    "tests": outcome.tests,
-                    "proof": known.get(where[mutant.id], ""),
-                }
+                proof = known.get(where[mutant.id], "")
+                survived[short] = {**_row(source, mutant), "tests": outcome.tests, "proof": proof}
         modules[name.removeprefix("sdekit.")] = {
             "digest": source.digest,
-            "mutants": len(source.mutants),
+            "mutants": len(source.mutants) - len(aside),
             "killed": killed,
             "survived": survived,
+            "aside": aside,
         }
     return {"modules": modules}
 
@@ -127,7 +152,7 @@ def _code(text: str) -> str:
 
 
 def markdown(data: dict[str, Any]) -> dict[str, str]:
-    """The tables of the page: "total", "module", "change", "check", "survivors"."""
+    """The tables of the page: "total", "module", "change", "check", "survivors", "aside"."""
     total = summary(data)
     old = set(stale(data))
     share = 100 * total["killed"] / total["mutants"]
@@ -168,15 +193,16 @@ def markdown(data: dict[str, Any]) -> dict[str, str]:
         "check": _table(
             ["check", "mutants that it kills first"], [[name, str(n)] for name, n in killed_by.most_common()]
         ),
-        "survivors": _survivors(data),
+        "survivors": _listed(data, "survived"),
+        "aside": _listed(data, "aside"),
     }
 
 
-def _survivors(data: dict[str, Any]) -> str:
-    """Every survivor, grouped by proof."""
+def _listed(data: dict[str, Any], part: str) -> str:
+    """Every mutant of a part, "survived" or "aside", grouped by proof."""
     groups: dict[str, list[list[str]]] = {}
     for name, row in data["modules"].items():
-        for key, found in row["survived"].items():
+        for key, found in row[part].items():
             proof = found["proof"] or f"No proof; {found['tests']} tests run this line."
             change = f"{_code(found['before'])} to {_code(found['after'])}"
             groups.setdefault(proof, []).append(

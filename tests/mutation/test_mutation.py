@@ -159,7 +159,7 @@ def test_proofs_name_mutants_that_exist_and_are_not_empty():
     known = set()
     for module in MODULES:
         known |= set(table.places(Source(module)).values())
-    proofs = table.proofs()
+    proofs = table.proofs() | table.proofs(formula=False)
     assert set(proofs) <= known, sorted(set(proofs) - known)
     assert all(len(proof) > 20 for proof in proofs.values())
 
@@ -171,6 +171,7 @@ def test_the_table_counts_what_it_lists():
     text = table.markdown(data)
     assert f"{counts['killed']} of {counts['mutants']}" in text["total"]
     assert text["survivors"].count("\n| `") == counts["survived"]
+    assert text["aside"].count("\n| `") == len(table.proofs(formula=False))
 
 
 @pytest.mark.slow

@@ -348,3 +348,9 @@ def test_a_step_from_pure_noise_does_not_depend_on_the_time_it_starts_from():
     assert (float(gain.detach()), float(noise.detach())) == (0.6, 0.4)
     for coefficient, slope in ((gain, -1.0), (noise, 1.0)):
         assert torch.autograd.grad(coefficient, times, retain_graph=True)[0].tolist() == [0.0, slope]
+
+
+def test_the_way_back_to_pure_noise_has_the_variance_of_the_noise_there():
+    """a = 0 and v = sigma_i^2, and sigma_i need not be 1."""
+    nodes = (Node(1.0, 0.0, 3.0), Node(0.5, 0.5, 2.0))
+    assert Path(nodes).back(0, 1) == (0.0, 9.0)
