@@ -21,6 +21,7 @@ __all__ = [
     "Solver",
     "SolverTable",
     "get",
+    "named",
     "register",
     "solvers",
 ]
@@ -37,13 +38,16 @@ class Interval(NamedTuple):
     times: t + c h for each node c of the solver, of the state's dtype and device; shape () with a common
     step, (B,) with per-sample steps. h: the signed length, a float, or (B, 1, ..., 1). W: the increment
     W(t + h) - W(t) = sqrt|h| N(0, I), of the noise shape; None on an ODE. H: space-time Levy area,
-    sqrt(|h|/12) N(0, I), independent of W; None unless the solver declares ``normals = 2``.
+    sqrt(|h|/12) N(0, I), independent of W; None unless the solver declares ``normals = 2``. K: the
+    space-time-time one, sqrt(|h|/720) N(0, I), independent of both, with ``normals = 3`` (`Increments`). All
+    three are of the path in the direction of the run: where h < 0 its clock runs down.
     """
 
     times: tuple[Tensor, ...]
     h: Any
     W: Tensor | None = None
     H: Tensor | None = None
+    K: Tensor | None = None
 
 
 class Attempt(NamedTuple):
@@ -62,8 +66,11 @@ class Solver:
     ``name``; ``kind``, "sde" or "ode"; ``noise_types`` and ``sde_types`` accepted; ``order`` on ODEs,
     ``weak_order`` and ``strong_order`` on SDEs, None where they do not apply; ``adaptive``, whether the
     method carries an error estimate and chooses its steps; ``nodes``, the c_i of its stages;
-    ``normals``, how many normal draws a step takes (1: W; 2: W and H; step k draws k normals + j);
-    ``reference``.
+    ``normals``, how many normal draws a step takes (1: W; 2: W and H; 3: and K; step k draws k normals + j);
+    ``laws``, of W, H, K in units of their standard deviations, where the method needs no normals for its
+    weak order ("two-point", "three-point"; see `sdekit.certify_order`); ``reference``.
+
+    Two solvers may share a name, one for each ``kind``: the system decides.
     """
 
     name: str
@@ -77,6 +84,7 @@ class Solver:
     adaptive: bool = False
     nodes: tuple[float, ...] = (0.0,)
     normals: int = 0
+    laws: tuple[str, ...] = ()
 
     def init(self, system: Any, x: Tensor, t: Tensor) -> Carry:
         """What the first step needs from (x0, t0): () for one-step methods."""
@@ -112,20 +120,27 @@ class EmbeddedSolver(Solver):
         return attempt.x, attempt.carry
 
 
-_REGISTRY: dict[str, type[Solver]] = {}
+_REGISTRY: dict[tuple[str, str], type[Solver]] = {}
 S = TypeVar("S", bound=type[Solver])
 
 
 def register(cls: S) -> S:
-    """Class decorator: the solver becomes reachable by its ``name``, with its default options."""
-    _REGISTRY[cls.name] = cls
+    """Class decorator: the solver becomes reachable by its ``name`` and ``kind``, with default options."""
+    _REGISTRY[cls.name, cls.kind] = cls
     return cls
 
 
-def get(solver: str | Solver | type[Solver]) -> Solver:
+def named(name: str, kind: str) -> Solver | None:
+    """The registered solver of a name and kind, None where there is none."""
+    cls = _REGISTRY.get((name, kind))
+    return None if cls is None else cls()
+
+
+def get(solver: str | Solver | type[Solver], kind: str | None = None) -> Solver:
     """A solver from its name; an instance passes through.
 
-    Names of other libraries' methods are "torchdiffeq:dopri5" and "scipy:RK45".
+    kind: "ode" or "sde", of two that share the name; by default the one for ODEs. Names of other libraries'
+    methods are "torchdiffeq:dopri5" and "scipy:RK45".
     Raises UnknownNameError with the nearest names, TypeError for anything else.
     """
     if isinstance(solver, Solver):
@@ -136,14 +151,17 @@ def get(solver: str | Solver | type[Solver]) -> Solver:
         raise TypeError(
             f"solver must be a name or a Solver, got {type(solver).__name__}. Next: print sdekit.solvers()."
         )
-    if solver in _REGISTRY:
-        return _REGISTRY[solver]()
+    for wanted in ("ode", "sde") if kind is None else (kind,):
+        if (found := named(solver, wanted)) is not None:
+            return found
     from sdekit.solvers.external import external, external_names
 
-    found = external(solver)
-    if found is None:
-        raise unknown_name("solver", solver, [*_REGISTRY, *external_names()])
-    return found
+    other = external(solver)
+    if other is None:
+        raise unknown_name(
+            "solver", solver, [*dict.fromkeys(name for name, _ in _REGISTRY), *external_names()]
+        )
+    return other
 
 
 class Row(NamedTuple):
@@ -177,7 +195,8 @@ def _row(solver: Solver) -> Row:
     else:
         noise = "any" if set(solver.noise_types) == set(NOISE_TYPES) else ", ".join(solver.noise_types)
         solves = f"SDE ({noise} noise, {' or '.join(solver.sde_types)})"
-        order = f"weak {solver.weak_order:g}, strong {solver.strong_order:g}"
+        pair = (("weak", solver.weak_order), ("strong", solver.strong_order))
+        order = ", ".join(f"{word} {value:g}" for word, value in pair if value is not None)
     return Row(solver.name, type(solver).__name__, solves, order, solver.adaptive, solver.reference)
 
 
@@ -185,7 +204,7 @@ def solvers() -> SolverTable:
     """The table of every solver that `solve` knows by name: name, class, orders, adaptive, reference."""
     from sdekit.solvers.external import external, external_names
 
-    own: list[Callable[[], Solver]] = [_REGISTRY[name] for name in sorted(_REGISTRY)]
+    own: list[Callable[[], Solver]] = [_REGISTRY[key] for key in sorted(_REGISTRY)]
     others = [external(name) for name in external_names()]
     return SolverTable([*(_row(make()) for make in own), *(_row(s) for s in others if s is not None)])
 
@@ -198,4 +217,4 @@ def names_for(system: Any) -> str:
             return cls.kind == "ode"
         return cls.kind == "sde" and system.noise_type in cls.noise_types and system.sde_type in cls.sde_types
 
-    return ", ".join(repr(name) for name, cls in sorted(_REGISTRY.items()) if able(cls)) or "none yet"
+    return ", ".join(repr(name) for (name, _), cls in sorted(_REGISTRY.items()) if able(cls)) or "none yet"

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdekit.errors import CapabilityError, DirectionError, check_count
 from sdekit.sde.base import ODE, SDE
 from sdekit.sde.contract import check_claims
-from sdekit.solvers.base import Solver, names_for
+from sdekit.solvers.base import Solver, named, names_for
 from sdekit.solvers.runge_kutta import Euler
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ def check_noise(system: SDE, x: Tensor, t0: float) -> None:
 
 
 def match_solver(solver: Solver, system: Any) -> Solver:
-    """The solver, if it can do this system; "euler-maruyama" on an ODE is Euler.
+    """The solver, if it can do this system; of two that share a name the one for its kind, and
+    "euler-maruyama" on an ODE is Euler.
 
     Raises CapabilityError with the solvers that can.
     """
@@ -141,10 +142,14 @@ def match_solver(solver: Solver, system: Any) -> Solver:
             return solver
         if name == "euler-maruyama":
             return Euler()
+        if (twin := named(name, "ode")) is not None:
+            return twin
         raise CapabilityError(
             f"solver {name!r} is for SDEs, and this system is an ODE. Next: one of {names_for(None)}."
         )
     able = names_for(system)
+    if solver.kind == "ode" and (twin := named(name, "sde")) is not None:
+        solver = twin
     if solver.kind == "ode":
         raise CapabilityError(
             f"solver {name!r} solves ODEs only, and {type(system).__name__} has noise. Next: one of {able}, "

@@ -58,9 +58,9 @@ class _Walk:
             yield k, Interval(times, h, *(next(path) if path else self.brownian(k, h)))
 
     def brownian(self, k: int, h: float) -> list[Tensor]:
-        """W, and H where the solver wants it, over step k: draw k n + j of the noise, n draws a step."""
+        """W, and H and K where they are wanted, over step k: draw k n + j of the noise, n draws a step."""
         n = self.p.solver.normals
-        scales = (abs(h), abs(h) / 12)[:n]
+        scales = (abs(h), abs(h) / 12, abs(h) / 720)[:n]
         draw = self.p.noise.normal
         return [draw(k * n + j, self.like, self.p.ids) * math.sqrt(v) for j, v in enumerate(scales)]
 
@@ -71,7 +71,7 @@ class _Walk:
         length = min(max(QUERY // max(self.like.numel(), 1), 1), 64)
         for k in range(first, last, length):
             found = noise.steps(self.grid[k : min(k + length, last) + 1], self.like, self.p.ids)
-            yield from zip(*(found.W, found.H)[: self.p.solver.normals], strict=True)
+            yield from zip(*found[1 : 1 + self.p.solver.normals], strict=True)
 
 
 def integrate(p: Problem) -> Outcome:

@@ -303,7 +303,7 @@ def test_noise_types_are_checked() -> None:
     finally:
         from sdekit.solvers.base import _REGISTRY
 
-        del _REGISTRY["only-additive"]
+        del _REGISTRY["only-additive", "sde"]
 
 
 def test_table_and_names() -> None:

@@ -118,13 +118,14 @@ def certify_order(
         of shape (), h a float, the system an `SDE` or `ODE`, and noise tensors of its noise shape:
         W = sqrt(h) xi_0, H = sqrt(h/12) xi_1, K = sqrt(h/720) xi_2, as many as there are ``laws``.
     kind
-        "sde" or "ode", for a step function. Default "sde".
+        "sde" or "ode", for a step function (default "sde") and of two solvers that share a name (default
+        "ode").
     noise_types, sde_types
         Which problems; by default what the solver declares, and for a step function all in Ito form.
     laws
         Law of each xi, independent of each other: "normal", "two-point" (-1, 1), "three-point" (0 and
-        +-sqrt 3) or (values, probabilities). Default: as many normals as the solver declares, one for a
-        step function. Where one is not normal there is no mean-square error.
+        +-sqrt 3) or (values, probabilities). Default: what the solver declares, one normal for a step
+        function. Where one is not normal there is no mean-square error.
     steps
         Numbers of equal steps over [0, 1], at least two, increasing. Samplers: intervals of the grid.
     process
@@ -140,7 +141,7 @@ def certify_order(
         raise TypeError(
             f"process must be a GaussianDiffusion (VP, VE, EDM, ...) or None, got {type(process).__name__}."
         )
-    found = _resolve(method, process)
+    found = _resolve(method, process, kind)
     counts = None if steps is None else _check_steps(steps)
     if isinstance(found, Sampler):
         if any(value is not None for value in (kind, noise_types, sde_types, laws)):
@@ -158,7 +159,8 @@ def certify_order(
     kind = kind or (found.kind if solver else "sde")
     if kind not in ("sde", "ode"):
         raise ValueError(f"kind must be 'sde' or 'ode', got {kind!r}.")
-    given = ("normal",) * (found.normals if solver else 1) if laws is None else check_laws(laws)
+    own = (found.laws or ("normal",) * found.normals) if solver else ("normal",)
+    given = own if laws is None else check_laws(laws)
     if not solver:
         check_step(found, 0 if kind == "ode" else len(given))
     if kind == "ode":
@@ -172,14 +174,14 @@ def certify_order(
     return OrderCertificate(name, tuple(rows))
 
 
-def _resolve(method: Any, process: GaussianDiffusion | None) -> Any:
+def _resolve(method: Any, process: GaussianDiffusion | None, kind: str | None) -> Any:
     if isinstance(method, Sampler):
         return method
     if isinstance(method, str):
         if process is not None:
             return as_sampler(method)
         try:
-            return get(method)
+            return get(method, kind)
         except KeyError:
             if method in SAMPLERS:
                 return as_sampler(method)
