@@ -23,26 +23,32 @@ import torch
 __all__ = ["compare", "stamp"]
 
 
-def _seconds(fn: Callable[[], Any], calls: int) -> float:
-    start = time.perf_counter()
+def _seconds(fn: Callable[[], Any], calls: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
     for _ in range(calls):
         fn()
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def compare(
-    candidates: Mapping[str, Callable[[], Any]], *, repetitions: int = 31, slice_seconds: float = 0.02
+    candidates: Mapping[str, Callable[[], Any]],
+    *,
+    repetitions: int = 31,
+    slice_seconds: float = 0.02,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, dict[str, float]]:
     """Time the candidates against the first of them.
 
     Returns name -> {"best_us", "median_us"} and, for all but the first, "ratio" (median over repetitions of
     the time of the first over its own: how many times faster it is), "ratio_low" and "ratio_high"
     (quartiles), "ratio_best" (of the minima). Each candidate runs for about ``slice_seconds`` per repetition.
+    clock: ``time.thread_time`` counts the CPU seconds of this thread alone, for work on one thread where
+    others take turns on the cores.
     """
     calls: dict[str, int] = {}
     for name, fn in candidates.items():
         fn()  # compiles, allocates
-        once = min(_seconds(fn, 1) for _ in range(3))
+        once = min(_seconds(fn, 1, clock) for _ in range(3))
         calls[name] = max(1, round(slice_seconds / max(once, 1e-7)))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
@@ -51,7 +57,7 @@ def compare(
     try:
         for repetition in range(repetitions):
             for name in names if repetition % 2 else reversed(names):
-                times[name].append(_seconds(candidates[name], calls[name]))
+                times[name].append(_seconds(candidates[name], calls[name], clock))
     finally:
         if collecting:
             gc.enable()

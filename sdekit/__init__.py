@@ -60,18 +60,19 @@ from sdekit.sde import (
     reverse,
 )
 from sdekit.solution import Solution, Status
-from sdekit.solvers import solve
+from sdekit.solvers import Adjoint, Event, solve
 from sdekit.targets import Empirical, Gaussian, GaussianMixture
 
 if TYPE_CHECKING:
     from sdekit.certify.exact import certify as certify
+    from sdekit.estimate.door import estimate as estimate
     from sdekit.samplers.registry import samplers as samplers
     from sdekit.solvers.base import solvers as solvers
 else:
-    from sdekit import certify, samplers, solvers
+    from sdekit import certify, estimate, samplers, solvers
 
-    # `sdekit.certify` and `sdekit.samplers` are packages and functions at once; `sdekit.solvers` does the
-    # same for itself.
+    # `sdekit.certify` and `sdekit.samplers` are packages and functions at once; `sdekit.solvers` and
+    # `sdekit.estimate` do the same for themselves.
     callable_module("sdekit.certify", _certify)
     callable_module("sdekit.samplers", _samplers)
 
@@ -82,6 +83,7 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "Adjoint",
     "BrownianMotion",
     "BrownianTree",
     "Certificate",
@@ -91,6 +93,7 @@ __all__ = [
     "DiscreteVP",
     "DoubleWell",
     "Empirical",
+    "Event",
     "Gaussian",
     "GaussianDiffusion",
     "GaussianMixture",
@@ -123,6 +126,7 @@ __all__ = [
     "check",
     "decode",
     "encode",
+    "estimate",
     "fit",
     "interpolate",
     "losses",

@@ -22,6 +22,7 @@ class Status(IntEnum):
     NON_FINITE = 1
     MAX_STEPS = 2
     STEP_UNDERFLOW = 3
+    NOT_CONVERGED = 4
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Solution:
     x: (B, *event), the state at the end. ts: the times at which `xs` was saved, or the two ends.
     xs: (len(ts), B, *event) when saving was asked for, else None. status: (B,) int64, see `Status`.
     failed_at: (B,) float64, the time at which a sample failed, NaN where it did not or is not known.
-    failed_step: (B,) int64, the step, -1 likewise.
+    failed_step: (B,) int64, the step, -1 likewise. event_at: (B,) float64, the time of the event, NaN
+    where there was none; None in a run without ``event``.
     """
 
     x: Tensor
@@ -60,6 +62,7 @@ class Solution:
     status: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     failed_at: Tensor | None = None
     failed_step: Tensor | None = None
+    event_at: Tensor | None = None
 
     @property
     def ok(self) -> bool:

@@ -26,8 +26,8 @@ LinearSDE OrnsteinUhlenbeck BrownianMotion GeometricBrownian Langevin
 reverse probability_flow Denoiser pilot numpy_score Gaussian GaussianMixture Empirical
 sample solve plan samplers solvers certify Certificate certify_monte_carlo
 encode decode roundtrip RoundTrip interpolate losses ncsn fit nets
-certify_response certify_order certify_density optimize_grid calibrate metrics check Verdict
-BrownianTree CIR CriticallyDampedLangevin DoubleWell Heston Lorenz63 UnderdampedLangevin
+certify_response certify_order certify_density optimize_grid calibrate metrics check Verdict estimate
+Adjoint BrownianTree Event CIR CriticallyDampedLangevin DoubleWell Heston Lorenz63 UnderdampedLangevin
 """)
 
 SAMPLER_NAMES = words("""
@@ -42,6 +42,8 @@ SIGNATURES = {
     " device save progress callback backend throw gradient parallel tolerance",
     "solve": "system x0 span * solver steps dt rtol atol save_at seed noise first_id progress callback"
     " gradient backend throw",
+    "estimate": "functional system x0 span * solver method steps samples tolerance save_at seed confidence"
+    " batch_size",
     "plan": "sampler process * steps nfe grid end data_std data_spread eta predicts finite",
     "encode": "model x * sampler steps nfe grid batch_size dtype device save progress callback backend throw"
     " gradient parallel tolerance",

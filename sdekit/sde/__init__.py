@@ -25,7 +25,9 @@ from sdekit.sde.kinetic import CriticallyDampedLangevin, HarmonicLangevin
 from sdekit.sde.langevin import Langevin, UnderdampedLangevin
 from sdekit.sde.laws import LogNormal, MultivariateNormal, Normal, PairNormal
 from sdekit.sde.linear import BrownianMotion, LinearSDE, OrnsteinUhlenbeck
+from sdekit.sde.phase import velocity_score
 from sdekit.sde.reverse import ProbabilityFlow, ReverseSDE, probability_flow, reverse
+from sdekit.sde.scores import transition_score
 from sdekit.sde.spec import from_spec
 
 __all__ = [
@@ -71,4 +73,6 @@ __all__ = [
     "from_spec",
     "probability_flow",
     "reverse",
+    "transition_score",
+    "velocity_score",
 ]

@@ -182,8 +182,8 @@ class SDE:
     def divergence_ggt(self, x: Tensor, t: Number) -> Tensor:
         """(div G G^T)_i = sum_j d_j (G G^T)_ij, (B, *event).
 
-        The default is zero for additive noise and uses torch.func otherwise: one pullback for diagonal
-        noise, D forward products for the other types. Override it where a closed form exists.
+        The default is zero for additive noise and uses torch.func otherwise: one forward product for
+        diagonal noise, D for the other types. Override it where a closed form exists.
 
         Raises ValueError when the diffusion does not keep what its noise type promises.
         """
@@ -222,8 +222,8 @@ class SDE:
     def validate(self, x: Tensor, t: Number) -> None:
         """Evaluate both fields once at (x, t) and hold them to the contract of the noise type.
 
-        Raises ShapeError for a wrong shape, ValueError for "additive" noise that depends on the state
-        and for "diagonal" noise whose elements mix. (Commutativity is taken on trust.)
+        Raises ShapeError for a wrong shape, ValueError for "additive" noise that depends on the state,
+        "diagonal" noise whose elements mix and "commutative" noise that does not commute.
         """
         check_output(self.drift(x, t), x, "drift")
         self.noise_field(x, t)

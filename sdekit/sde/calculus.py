@@ -21,10 +21,9 @@ from sdekit.sde.rows import fold
 __all__ = [
     "correction_elementwise",
     "correction_matrix",
-    "depends_on_state",
+    "derivative_along",
     "divergence_elementwise",
     "divergence_matrix",
-    "mixes_elements",
 ]
 
 FieldOfState = Callable[[Tensor], Tensor]
@@ -46,14 +45,22 @@ def _load_forward_mode() -> None:
 def _pushforward(field: FieldOfState, x: Tensor, v: Tensor) -> Tensor:
     """The derivative of the field at x along v, the shape of the field."""
     _load_forward_mode()
-    out: Tensor = torch.func.jvp(field, (x,), (v.reshape(x.shape),))[1]
+    # Forward mode refuses expanded tensors, whose elements share memory.
+    out: Tensor = torch.func.jvp(field, (x.contiguous(),), (v.reshape(x.shape).contiguous(),))[1]
     return out
+
+
+def derivative_along(field: FieldOfState, x: Tensor, v: Tensor) -> Tensor:
+    """sum_j v_j d_j field, the shape of the field, for x and v (B, *event): one forward product.
+
+    Of y -> G(y) W along v = G(x) W it is sum_kl L_k G_l W_k W_l, with L_k = sum_j G_jk d_j.
+    """
+    return _pushforward(field, x, v)
 
 
 def divergence_elementwise(field: FieldOfState, x: Tensor) -> Tensor:
     """d_i g_i^2, (B, *event), for g_i a function of x_i."""
-    square, pull = _pullback(lambda y: field(y) ** 2, x)
-    return pull(torch.ones_like(square))
+    return _pushforward(lambda y: field(y) ** 2, x, torch.ones_like(x))
 
 
 def correction_elementwise(field: FieldOfState, x: Tensor) -> Tensor:
@@ -80,28 +87,3 @@ def correction_matrix(field: FieldOfState, x: Tensor) -> Tensor:
     for k in range(g.shape[2]):
         total = total + _pushforward(field, x, g[..., k])[..., k]
     return 0.5 * total.reshape(x.shape)
-
-
-def _weights(x: Tensor) -> Tensor:
-    """Fixed numbers in [1/2, 3/2], different for every element."""
-    index = torch.arange(x.numel(), dtype=torch.float64, device=x.device)
-    return (1.0 + 0.5 * torch.cos(index * 1.618)).to(x.dtype).reshape(x.shape)
-
-
-def _nonzero(difference: Tensor, size: Tensor) -> bool:
-    tolerance = min(0.1, 1e3 * torch.finfo(size.dtype).eps)
-    return bool((difference.abs() > tolerance * size).any())
-
-
-def depends_on_state(field: FieldOfState, x: Tensor) -> bool:
-    """Whether the derivative of the field at x is not zero (one pullback)."""
-    value, pull = _pullback(field, x)
-    return bool((pull(_weights(value)) != 0).any())
-
-
-def mixes_elements(field: FieldOfState, x: Tensor) -> bool:
-    """Whether element i of the field depends on another element of x (two pullbacks)."""
-    value, pull = _pullback(field, x)
-    plain, weights = pull(torch.ones_like(value)), _weights(value)
-    weighted = pull(weights)
-    return _nonzero(weighted - weights * plain, weighted.abs() + plain.abs())

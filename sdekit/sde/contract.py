@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from sdekit._typing import Number
 from sdekit.errors import check_argument_order, unknown_name
-from sdekit.sde import calculus
+from sdekit.sde.probes import Finding, commutator, dependence, mixing, perturbed
 
 if TYPE_CHECKING:
     from sdekit.sde.base import SDE
@@ -24,10 +27,26 @@ __all__ = [
     "check_methods",
     "check_name",
     "check_span",
+    "more_structure",
+    "unprobed",
 ]
 
 NOISE_TYPES = ("additive", "scalar", "diagonal", "commutative", "general")
 SDE_TYPES = ("ito", "stratonovich")
+
+_PROBING: ContextVar[bool] = ContextVar("probing", default=True)
+
+_PROMISES = {
+    "additive": (
+        "a diffusion independent of the state",
+        "noise_type='diagonal' if G_i depends on x_i alone, else 'general'",
+    ),
+    "diagonal": (
+        "that G_i depends on x_i alone",
+        "noise_type='general', noise_dim=D and torch.diag_embed(G)",
+    ),
+    "commutative": ("that the columns of G commute", "noise_type='general', and a solver that takes it"),
+}
 
 
 def check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
@@ -60,23 +79,80 @@ def check_span(t_min: float, t_max: float) -> None:
 
 
 def check_claims(sde: SDE, x: Tensor, t: Number) -> None:
-    """Hold "additive" and "diagonal" noise to its promise, once for each system, by two pullbacks at x.
+    """Hold "additive", "diagonal" and "commutative" noise to its promise, once for each system, at x and at a
+    second point near it (`sdekit.sde.probes`).
 
-    Raises ValueError. Commutativity is taken on trust. Nothing is looked at while tracing or mapping.
+    Raises ValueError, which names the largest entry that should be zero. Nothing is looked at while tracing,
+    mapping or under `unprobed`, nor, at the second point, where the diffusion fails or is not finite.
     """
-    if sde._claims_checked or sde.noise_type not in ("additive", "diagonal"):
+    if sde._claims_checked or torch.compiler.is_compiling() or x.numel() == 0 or not _PROBING.get():
         return
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+    promise = getattr(sde, "promise", sde.noise_type)
+    if promise in ("scalar", "general") or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return
-    if sde.noise_type == "additive":
-        if calculus.depends_on_state(lambda y: sde.noise_field(y, t), x.detach()):
-            raise ValueError(
-                "noise_type 'additive' promises a diffusion independent of the state, but its derivative in "
-                "x is not zero. Next: noise_type='diagonal' if G_i depends on x_i alone, else 'general'."
-            )
-    elif calculus.mixes_elements(lambda y: sde.noise_field(y, t), x.detach()):
+    with torch.no_grad():
+        found = _broken(sde, promise, x.detach(), t)
+        if found is None:
+            try:
+                found = _broken(sde, promise, perturbed(x.detach()), t)
+            except Exception:  # outside the domain of the equation: the point is ours, not the user's
+                found = None
+    if found is not None:
         raise ValueError(
-            "noise_type 'diagonal' promises that G_i depends on x_i alone, but an element of the diffusion "
-            "depends on other elements. Next: noise_type='general', noise_dim=D and torch.diag_embed(G)."
+            f"noise_type {promise!r} promises {_PROMISES[promise][0]}, but {found.where}. Next: "
+            f"{_PROMISES[promise][1]}."
         )
     object.__setattr__(sde, "_claims_checked", True)
+
+
+def _broken(sde: SDE, promise: str, x: Tensor, t: Number) -> Finding | None:
+    if promise == "additive":
+        return dependence(lambda y: sde.noise_field(y, t), x)
+    if promise == "diagonal":
+        return mixing(lambda y: sde.noise_field(y, t), x)
+    return commutator(lambda y: sde._matrix_field(y, t), x)
+
+
+@contextlib.contextmanager
+def unprobed() -> Iterator[None]:
+    """Within it, claims about noise are taken on trust."""
+    token = _PROBING.set(False)
+    try:
+        yield
+    finally:
+        _PROBING.reset(token)
+
+
+def more_structure(sde: SDE, x: Tensor, t: Number) -> tuple[str, str] | None:
+    """A noise type narrower than the declared one that the diffusion has at x and near it, with what to
+    declare in words; None where there is none, or where torch.func cannot differentiate it.
+    """
+    try:
+        with torch.no_grad():
+            return _more_structure(sde, (x.detach(), perturbed(x.detach())), t)
+    except Exception:
+        return None
+
+
+def _more_structure(sde: SDE, points: tuple[Tensor, ...], t: Number) -> tuple[str, str] | None:
+    def field(y: Tensor) -> Tensor:
+        return sde.noise_field(y, t)
+
+    if sde.noise_type == "diagonal":
+        if any(dependence(field, x) is not None for x in points):
+            return None
+        return "additive", "noise_type='additive'"
+    if sde.noise_type not in ("commutative", "general"):
+        return None
+    if any(commutator(lambda y: sde._matrix_field(y, t), x) is not None for x in points):
+        return None
+    matrices = [sde._matrix_field(x, t) for x in points]
+    if all(
+        g.shape[1] == g.shape[2] and torch.equal(g, torch.diag_embed(_diagonal(g))) for g in matrices
+    ) and not any(mixing(lambda y: _diagonal(sde._matrix_field(y, t)).reshape(y.shape), x) for x in points):
+        return "diagonal", "noise_type='diagonal' with the diagonal of G, the shape of x"
+    return None if sde.noise_type == "commutative" else ("commutative", "noise_type='commutative'")
+
+
+def _diagonal(g: Tensor) -> Tensor:
+    return torch.diagonal(g, dim1=-2, dim2=-1)

@@ -45,6 +45,10 @@ class Normal(NamedTuple):
         terms = -0.5 * (z * z) - torch.log(self.std) - 0.5 * LOG_2PI
         return fold(terms.reshape(terms.shape[0], -1))
 
+    def score(self, x: Tensor) -> Tensor:
+        """The gradient of `log_prob`, -(x - mean)/std^2, (B, *event)."""
+        return (self.mean - x) / (self.std * self.std)
+
     def cdf(self, x: Tensor) -> Tensor:
         """P(X <= x), elementwise, (B, *event). Where std = 0 it is 0, 1, or NaN at the mean."""
         out: Tensor = torch.special.ndtr((x - self.mean) / self.std)
@@ -80,6 +84,10 @@ class LogNormal(NamedTuple):
         """Log density in nats at x > 0, (B,), summed over the event."""
         y = torch.log(x)
         return Normal(self.loc, self.scale).log_prob(y) - fold(y.reshape(y.shape[0], -1))
+
+    def score(self, x: Tensor) -> Tensor:
+        """The gradient of `log_prob`, -(1 + (log x - loc)/scale^2)/x, (B, *event), at x > 0."""
+        return -(1.0 + (torch.log(x) - self.loc) / (self.scale * self.scale)) / x
 
     def cdf(self, x: Tensor) -> Tensor:
         """P(X <= x), elementwise, (B, *event); 0 for x <= 0."""
@@ -120,8 +128,8 @@ class MultivariateNormal(NamedTuple):
         """mean + F xi, (B, D)."""
         return self.mean + matvec(self.factor(), draw(self.mean, seed, noise, first_id))
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log density in nats, (B,). Raises NotPositiveDefiniteError for a singular covariance."""
+    def _cholesky(self) -> tuple[Tensor, Tensor]:
+        """(scale, lower triangle of the correlation). Raises NotPositiveDefiniteError."""
         scale, correlation = self._correlation()
         lower, failed = torch.linalg.cholesky_ex(correlation)
         if bool(failed) or bool((scale <= 0).any()):
@@ -130,6 +138,17 @@ class MultivariateNormal(NamedTuple):
                 "or directions that the noise never reaches. Next: take the density of the other "
                 "coordinates, or `.mean`, `.cov` and `.sample`."
             )
+        return scale, lower
+
+    def score(self, x: Tensor) -> Tensor:
+        """The gradient of `log_prob`, -cov^-1 (x - mean), (B, D). Raises as `log_prob`."""
+        scale, lower = self._cholesky()
+        pull = matvec(torch.cholesky_inverse(lower), (self.mean - x).to(torch.float64) / scale)
+        return (pull / scale).to(self.mean.dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density in nats, (B,). Raises NotPositiveDefiniteError for a singular covariance."""
+        scale, lower = self._cholesky()
         z = ((x - self.mean).to(torch.float64) / scale).T
         white = torch.linalg.solve_triangular(lower, z, upper=False).T
         half_log_det = torch.log(scale).sum() + torch.log(torch.diagonal(lower)).sum()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from sdekit.errors import ShapeError
+from sdekit.errors import ShapeError, check_argument_order, check_output
 
-__all__ = ["join", "split", "velocity_noise"]
+__all__ = ["join", "split", "velocity_noise", "velocity_score"]
 
 
 def join(q: Tensor, v: Tensor) -> Tensor:
@@ -35,3 +37,18 @@ def velocity_noise(scale: float, x: Tensor) -> Tensor:
     """(0, scale), (2, 1, ..., 1), in x's dtype and device: noise in the velocities only."""
     split(x)
     return torch.tensor([0.0, scale], dtype=x.dtype, device=x.device).reshape(2, *(1,) * (x.ndim - 2))
+
+
+def velocity_score(score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """(0, score(x, t)), (B, 2, *event), from the part of the score along the velocities, (B, *event).
+
+    It is all that a reversal needs where noise acts on velocities only: G G^T score is that part. score: a
+    callable of the whole state x (B, 2, *event) and t. Raises ArgumentOrderError for (t, x).
+    """
+    check_argument_order(score, "score")
+
+    def whole(x: Tensor, t: Tensor) -> Tensor:
+        v = check_output(score(x, t), split(x)[1], "score")
+        return join(torch.zeros_like(v), v)
+
+    return whole

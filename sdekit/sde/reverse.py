@@ -88,8 +88,9 @@ class ReverseSDE(SDE):
     sum_k G_k div G_k in place of div(G G^T). The reversal of a reversal runs forward again,
     with + (1 + eta^2)/2, and with both eta = 1 is the process.
 
-    Anderson 1982, Stochastic Processes and their Applications 12, 313; Song et al. 2021
-    (arXiv:2011.13456), equations 6 and 13; general eta: Zhang and Chen 2023 (arXiv:2204.13902), equation 6.
+    Anderson 1982, Stochastic Processes and their Applications 12, 313; Haussmann and Pardoux 1986, Annals of
+    Probability 14, 1188; Song et al. 2021 (arXiv:2011.13456), equations 6 and 13; general eta: Zhang and Chen
+    2023 (arXiv:2204.13902), equation 6.
     """
 
     def __init__(self, process: SDE, score: Any, eta: float = 1.0) -> None:
@@ -174,7 +175,9 @@ class ProbabilityFlow(ODE):
 def reverse(process: SDE, score: Any, eta: float = 1.0) -> ReverseSDE:
     """The reverse-time SDE of ``process``, at noise level ``eta``; see `ReverseSDE`.
 
-    score: a callable (x, t) -> (B, *event), or an object with such a method ``score`` (a Denoiser).
+    score: a callable (x, t) -> (B, *event), or an object with such a method ``score`` (a Denoiser). Exact
+    ones are ``target.score(process)`` for linear processes and `transition_score` for runs from a point;
+    where noise acts on velocities only, `velocity_score` makes one of their part.
     Raises TypeError for an ODE or what is no score, ArgumentOrderError for a score that takes (t, x),
     ValueError for eta < 0 or NaN, or when the score belongs to another process.
     """

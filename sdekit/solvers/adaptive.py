@@ -1,9 +1,7 @@
-"""The loop in which every sample has its own time and step: embedded solvers on ODEs."""
+"""The loop in which every sample has its own time and step: embedded solvers on ODEs, and SDEs on a path."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sdekit.sde.base import SDE
 from sdekit.sde.rows import over_event
 from sdekit.solution import Status
+from sdekit.solvers import paths
 from sdekit.solvers.base import Attempt, Carry, EmbeddedSolver, Interval
-from sdekit.solvers.control import error_norm, first_step
+from sdekit.solvers.control import first_noisy_step, first_step
+from sdekit.solvers.events import Seen, Watch
+from sdekit.solvers.output import Inside, Output
 from sdekit.solvers.problem import Outcome, Problem
 
 if TYPE_CHECKING:
@@ -28,9 +30,13 @@ __all__ = ["integrate"]
 
 
 class _Clocks:
-    """Time, step, history and status of every sample: float64 arrays (B,) on the host."""
+    """Time, step, history and status of every sample: float64 arrays (B,) on the host.
 
-    def __init__(self, p: Problem, solver: EmbeddedSolver, h: Floats) -> None:
+    goals: where each may step at most, t1 by default. resolution: of the path, on an SDE: steps end at times
+    of few bits, and none is shorter. visits: times not to be stepped over.
+    """
+
+    def __init__(self, p: Problem, solver: EmbeddedSolver, h: Floats, resolution: float = 0.0) -> None:
         self.p, self.control, self.order = p, solver.controller, solver.error_order
         self.t, self.h, self.before = np.full_like(h, p.t0), h, np.ones_like(h)
         self.rejected = np.zeros(h.shape, dtype=bool)
@@ -38,13 +44,27 @@ class _Clocks:
         self.status = np.full(h.shape, Status.OK.value)
         self.tried, self.accepted = np.zeros(h.shape, dtype=np.int64), np.zeros(h.shape, dtype=np.int64)
         self.eps, self.least = 4 * torch.finfo(p.x0.dtype).eps, 1e-14 * abs(p.t1 - p.t0)
+        self.resolution, self.goals = resolution, np.full_like(h, p.t1)
+        self.visits: paths.Visits | None = None
 
     def propose(self) -> tuple[Floats, Floats]:
         """The step to try and where it ends; finished samples stay where they are, with step 0."""
-        left = self.p.t1 - self.t
-        last = 1.01 * np.abs(self.h) >= np.abs(left)
-        step = np.where(self.live, np.where(last, left, self.h), 0.0)
-        return step, np.where(last, self.p.t1, self.t + step)
+        sign, goals = np.sign(self.p.t1 - self.p.t0), self.goals
+        if self.visits is not None:
+            goals = sign * np.minimum(sign * goals, sign * self.visits.next())
+        left = goals - self.t
+        last = np.maximum(1.01 * np.abs(self.h), np.abs(self.h) + self.resolution) >= np.abs(left)
+        h = self.h
+        if self.resolution:
+            h = np.copysign(np.maximum(np.abs(h), self.resolution), left)
+            h = paths.coarse(self.t, h) - self.t
+        step = np.where(self.live, np.where(last, left, h), 0.0)
+        return step, np.where(last, goals, self.t + step)
+
+    def stop(self, there: Bools, at: Floats) -> None:
+        """Samples that end well before t1, at times ``at``."""
+        self.t, self.live = np.where(there, at, self.t), self.live & ~there
+        self.status[there] = Status.OK
 
     def judge(self, step: Floats, end: Floats, error: Floats) -> Bools:
         """Which steps are good; move those samples, and choose every sample's next step."""
@@ -55,10 +75,13 @@ class _Clocks:
         self.h = np.where(live, step * factor, self.h)
         self.before = np.where(good, error, self.before)
         self.rejected = live & ~good
+        if self.visits is not None:
+            self.visits.update(end, good, self.rejected)
         self.tried += live
         self.accepted += good
         arrived = good & (end == self.p.t1)
-        tiny = self.rejected & (np.abs(self.h) < np.maximum(self.eps * np.abs(self.t), self.least))
+        least = np.maximum(self.eps * np.abs(self.t), max(self.least, self.resolution))
+        tiny = self.rejected & (np.abs(self.h) < least)
         late = live & ~arrived & ~tiny & (self.tried >= self.p.max_steps)
         self.status[tiny] = np.where(np.isinf(error[tiny]), Status.NON_FINITE, Status.STEP_UNDERFLOW)
         self.status[late] = Status.MAX_STEPS
@@ -69,9 +92,10 @@ class _Clocks:
         """Why the first failed sample failed, and what to do."""
         status = self.status[np.argmax(self.status != Status.OK)]
         if status == Status.MAX_STEPS:
+            stiff = "" if self.resolution else ", or the implicit 'kvaerno5'"
             return (
                 f"max_steps={self.p.max_steps} steps were not enough: a stiff problem, or tolerances too "
-                f"tight. Next: larger rtol and atol or max_steps, or the implicit 'scipy:Radau'"
+                f"tight. Next: larger rtol and atol or max_steps{stiff}"
             )
         if status == Status.NON_FINITE:
             return (
@@ -85,66 +109,53 @@ class _Clocks:
         )
 
 
-class _Output:
-    """The saved times of every sample, filled from the interpolant of each good step."""
-
-    def __init__(self, p: Problem) -> None:
-        self.times, self.sign = p.save, np.sign(p.t1 - p.t0)
-        self.xs = p.x0.new_full((p.save.size, *p.x0.shape), torch.nan) if p.save.size else None
-        self.next = np.zeros(len(p.x0), dtype=np.int64)
-        if self.xs is not None and p.save[0] == p.t0:
-            self.xs[0] = p.x0
-            self.next += 1
-
-    def fill(
-        self, rows: Ints, t: Floats, step: Floats, end: Floats, good: Bools, value: Callable[[Tensor], Tensor]
-    ) -> None:
-        """Saved times within (t, end] of the good steps, ``value``: theta (rows,) -> states."""
-        if self.xs is None:
-            return
-        while True:
-            slot = np.minimum(self.next, self.times.size - 1)
-            at = self.times[slot]
-            due = good & (self.next < self.times.size) & (self.sign * at <= self.sign * end)
-            if not due.any():
-                return
-            theta = np.divide(at - t, step, out=np.ones_like(t), where=due & (at != end))
-            device = self.xs.device
-            mask, to = due[rows], rows[due[rows]]
-            where = (torch.from_numpy(slot[to]).to(device), torch.from_numpy(to).to(device))
-            self.xs[where] = value(torch.from_numpy(theta[rows]).to(self.xs))[
-                torch.from_numpy(mask).to(device)
-            ]
-            self.next[due] += 1
-
-
 def integrate(p: Problem) -> Outcome:
-    """Run every sample with its own steps to the end; saved times by dense output.
+    """Run every sample with its own steps to the end; saved times by dense output, or on the path.
 
     All samples go through the drift together, one call a stage; finished ones stand still with step 0, or
     leave if the solver says ``compact``. One synchronisation a step: the errors (B,) come to the host.
     """
-    solver, x, rows = p.solver, p.x0, np.arange(len(p.x0))
-    assert isinstance(solver, EmbeddedSolver)
+    assert isinstance(p.solver, EmbeddedSolver)
+    solver, x, rows = p.solver.bound(p.rtol, p.atol), p.x0, np.arange(len(p.x0))
     carry = solver.init(p.system, x, _times(np.full((1, len(x)), p.t0), x)[0])
-    out, output = x, _Output(p)
-    clocks = _Clocks(p, solver, _first_steps(p, solver, carry))
+    out, output = x, Output(p)
+    system, noisy = p.system.system, isinstance(p.system.system, SDE)
+    clocks = _Clocks(p, solver, _first_steps(p, solver, carry), paths.resolution(p) if noisy else 0.0)
+    if isinstance(system, SDE) and system.noise_type == "general":
+        clocks.visits = paths.Visits(len(x), p.t1)
+    watch = None if p.event is None else Watch(p, p.event)
+    seen = None if watch is None else watch.start(x, torch.from_numpy(clocks.t).to(x.device))
+    event_at = None if watch is None else np.full(len(x), np.nan)
     while clocks.live.any():
+        if noisy and watch is not None:  # what is saved must be what the event has seen: nodes
+            clocks.goals = output.upcoming(p.t1)
         if solver.compact and not (stay := clocks.live[rows]).all():
             out = out.index_copy(0, torch.from_numpy(rows).to(x.device), x)
             x, carry, rows = x[stay], tuple(c[stay] for c in carry), rows[stay]
+            seen = None if seen is None else Seen(*(s[stay] for s in seen))
         t, step, end = clocks.t, *clocks.propose()
-        attempt, interval = _attempt(p, solver, x, carry, t[rows], step[rows], end[rows])
+        attempt, interval = _attempt(p, solver, x, carry, rows, t[rows], step[rows], end[rows])
         error = np.full(t.shape, np.inf)
         with torch.no_grad():
-            error[rows] = error_norm(attempt.error, x, attempt.x, p.rtol, p.atol).cpu().numpy()
+            error[rows] = solver.norm(x, interval.h, attempt, p.rtol, p.atol).cpu().numpy()
         good = clocks.judge(step, end, error)
-        output.fill(rows, t, step, end, good, partial(_dense, solver, x, interval.h, attempt))
+        inside = Inside(p, solver, x, carry, rows, t[rows], end[rows], interval, attempt)
+        reached, limit = attempt.x, None
+        if watch is not None and seen is not None and event_at is not None:
+            reached, seen, there = _watched(watch, seen, clocks, good, rows, x, attempt.x, t, step, inside)
+            event_at[rows[there[rows]]] = seen.at.cpu().numpy()[there[rows]]
+            limit = np.where(there, event_at, end) if watch.event.terminal else None
+            output.fill(rows, t, step, end, good, inside, limit)
+            if watch.event.terminal and there.any():
+                output.hold(there, reached, rows)
+                clocks.stop(there, event_at)
+        else:
+            output.fill(rows, t, step, end, good, inside)
         if good[rows].all():
-            x, carry = attempt.x, attempt.carry
+            x, carry = reached, attempt.carry
         elif good.any():
             mask = over_event(torch.from_numpy(good[rows]).to(x.device), x).bool()
-            x = torch.where(mask, attempt.x, x)
+            x = torch.where(mask, reached, x)
             carry = tuple(torch.where(mask, new, old) for new, old in zip(attempt.carry, carry, strict=True))
         if p.report is not None:
             p.report(int(clocks.tried.max()), torch.from_numpy(clocks.t[rows]), x)
@@ -163,6 +174,7 @@ def integrate(p: Problem) -> Outcome:
         accepted,
         tried - accepted,
         "" if ok.all() else clocks.cause(),
+        event_at,
     )
 
 
@@ -175,23 +187,52 @@ def _first_steps(p: Problem, solver: EmbeddedSolver, carry: Carry) -> Floats:
     x = p.x0.detach()
     with torch.no_grad():
         start = _times(np.full((1, len(x)), p.t0), x)[0]
+        if isinstance(p.system.system, SDE):
+            return first_noisy_step(p.system, x, start, p.t1 - p.t0, solver.error_order, p.rtol, p.atol)
         slope = carry[0].detach() if carry else p.system.drift(x, start)
         return first_step(p.system, x, slope, start, p.t1 - p.t0, solver.error_order, p.rtol, p.atol)
 
 
 def _attempt(
-    p: Problem, solver: EmbeddedSolver, x: Tensor, carry: Carry, t: Floats, step: Floats, end: Floats
+    p: Problem,
+    solver: EmbeddedSolver,
+    x: Tensor,
+    carry: Carry,
+    rows: Ints,
+    t: Floats,
+    step: Floats,
+    end: Floats,
 ) -> tuple[Attempt, Interval]:
     """One step of every row at work, from t to end."""
-    table = np.stack([*(end if c == 1.0 else t + c * step for c in solver.nodes), step])
-    *times, h = _times(table, x)
-    interval = Interval(tuple(times), over_event(h, x))
+    if isinstance(p.system.system, SDE):
+        interval = paths.interval(p, solver, x, rows, t, step, end)
+    else:
+        table = np.stack([*(end if c == 1.0 else t + c * step for c in solver.nodes), step])
+        *times, h = _times(table, x)
+        interval = Interval(tuple(times), over_event(h, x))
     if p.gradient == "checkpoint":
         return checkpoint(solver.attempt, p.system, x, interval, carry, use_reentrant=False), interval
     return solver.attempt(p.system, x, interval, carry), interval
 
 
-def _dense(solver: EmbeddedSolver, x: Tensor, h: Tensor, attempt: Attempt, theta: Tensor) -> Tensor:
-    """The state at t + theta h; at theta = 1 the state that the step reached, bit for bit."""
-    inside = solver.interpolate(x, h, attempt, over_event(theta, x))
-    return torch.where(over_event(theta == 1, x).bool(), attempt.x, inside)
+def _watched(
+    watch: Watch,
+    seen: Seen,
+    clocks: _Clocks,
+    good: Bools,
+    rows: Ints,
+    x0: Tensor,
+    x1: Tensor,
+    t: Floats,
+    step: Floats,
+    inside: Inside,
+) -> tuple[Tensor, Seen, Bools]:
+    """The good steps with their events, and in which rows of the run there are some."""
+    at, h = (torch.from_numpy(v[rows]).to(x0.device) for v in (t, step))
+    moved, where = torch.from_numpy(good[rows]).to(x0.device), torch.from_numpy(rows).to(x0.device)
+    draw = int(clocks.tried.max()) - 1  # of every sample at work, since each tries in every round
+    dense = None if watch.sde is not None else inside.dense
+    reached, seen, hit = watch.after(draw, seen, x0, x1, at, h, dense, moved, where)
+    there = np.zeros(good.shape, dtype=bool)
+    there[rows] = hit.cpu().numpy()
+    return reached, seen, there

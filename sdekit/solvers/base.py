@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from torch import Tensor
 
 from sdekit.errors import unknown_name
-from sdekit.solvers.control import Controller
+from sdekit.solvers.control import Controller, error_norm
 
 __all__ = [
     "Attempt",
@@ -94,6 +94,10 @@ class Solver:
         """x (B, *event) at t -> (x at t + h, carry). Pure: no draw, no count, nothing overwritten."""
         raise NotImplementedError
 
+    def unsolved(self, system: Any, x: Tensor, interval: Interval, carry: Carry) -> Tensor | None:
+        """Of an implicit method: which samples (B,) this step could not solve; they are NaN."""
+        return None
+
 
 class EmbeddedSolver(Solver):
     """A solver with an error estimate of size h^error_order and dense output, for adaptive steps.
@@ -103,7 +107,7 @@ class EmbeddedSolver(Solver):
     """
 
     adaptive = True
-    error_order: int
+    error_order: float
     controller: Controller
     compact: bool
 
@@ -114,6 +118,18 @@ class EmbeddedSolver(Solver):
     def interpolate(self, x: Tensor, h: Any, attempt: Attempt, theta: Any) -> Tensor:
         """The state at t + theta h, 0 <= theta <= 1, from the stages of the step that began at x."""
         raise NotImplementedError
+
+    def bound(self, rtol: float, atol: float) -> EmbeddedSolver:
+        """The solver for a run with these tolerances: itself, unless it solves equations within its steps."""
+        return self
+
+    def norm(self, x: Tensor, h: Any, attempt: Attempt, rtol: float, atol: float) -> Tensor:
+        """The error of the step h from x, per sample (B,) float64: good when <= 1 (`error_norm`)."""
+        return error_norm(attempt.error, x, attempt.x, rtol, atol)
+
+    def complete(self, system: Any, x: Tensor, interval: Interval, attempt: Attempt) -> Attempt:
+        """The attempt with the stages that only dense output needs; asked for once, where output is due."""
+        return attempt
 
     def step(self, system: Any, x: Tensor, interval: Interval, carry: Carry) -> tuple[Tensor, Carry]:
         attempt = self.attempt(system, x, interval, carry)
@@ -209,12 +225,16 @@ def solvers() -> SolverTable:
     return SolverTable([*(_row(make()) for make in own), *(_row(s) for s in others if s is not None)])
 
 
-def names_for(system: Any) -> str:
-    """The registered solvers that take this SDE, or any ODE when None, as a list in words."""
+def names_for(system: Any, adaptive: bool = False) -> str:
+    """The registered solvers that take this SDE, or any ODE when None, as a list in words; with ``adaptive``
+    those that choose their steps."""
 
     def able(cls: type[Solver]) -> bool:
+        if adaptive and not cls.adaptive:
+            return False
         if system is None:
             return cls.kind == "ode"
-        return cls.kind == "sde" and system.noise_type in cls.noise_types and system.sde_type in cls.sde_types
+        form = system.sde_type in cls.sde_types or system.noise_type == "additive"
+        return cls.kind == "sde" and system.noise_type in cls.noise_types and form
 
     return ", ".join(repr(name) for (name, _), cls in sorted(_REGISTRY.items()) if able(cls)) or "none yet"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit.sde.rows import over_event
+from sdekit.sde.rows import fold, over_event
 from sdekit.solvers.rows import rms
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Floats: TypeAlias = NDArray[np.float64]
 
-__all__ = ["Controller", "error_norm", "first_step"]
+__all__ = ["Controller", "error_norm", "first_noisy_step", "first_step"]
 
 
 def error_norm(error: Tensor, x0: Tensor, x1: Tensor, rtol: float, atol: float) -> Tensor:
@@ -37,7 +37,7 @@ def error_norm(error: Tensor, x0: Tensor, x1: Tensor, rtol: float, atol: float) 
 
 
 def first_step(
-    system: Any, x: Tensor, f0: Tensor, t0: Tensor, span: float, order: int, rtol: float, atol: float
+    system: Any, x: Tensor, f0: Tensor, t0: Tensor, span: float, order: float, rtol: float, atol: float
 ) -> Floats:
     r"""Starting steps (B,), signed like ``span`` = t1 - t0, from one evaluation beyond f0 = f(x, t0).
 
@@ -63,6 +63,24 @@ def first_step(
     return signed
 
 
+def first_noisy_step(
+    system: Any, x: Tensor, t0: Tensor, span: float, order: float, rtol: float, atol: float
+) -> Floats:
+    r"""Starting steps (B,) of an SDE, signed like ``span``: min((0.01/max(|f|, |G|))^(1/order), |span|).
+
+    |f| and |G| are the RMS over components of the drift and of (sum_k G_ik^2)^(1/2), each over
+    atol + rtol |x|. One call of the drift. A step that is too long is rejected, as any other.
+    """
+    scale = (x.abs() * rtol + atol).clamp_min(torch.finfo(x.dtype).tiny)
+    g = system.system.noise_field(x, t0)
+    spread = g if g.ndim == x.ndim else fold(g * g).sqrt()
+    size = [rms(v / scale).cpu().numpy() for v in (system.drift(x, t0), spread)]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        h = (0.01 / np.maximum(*size)) ** (1.0 / order)
+    signed: Floats = np.copysign(np.where(h > 0, np.minimum(h, abs(span)), 1e-6 * abs(span)), span)
+    return signed
+
+
 @dataclass(frozen=True)
 class Controller:
     r"""Proportional-integral control: h' = h clip(safety err^(-a) err_before^b, least, most).
@@ -79,7 +97,7 @@ class Controller:
     least: float = 0.2
     most: float = 3.0
 
-    def factor(self, error: Floats, before: Floats, rejected_before: Any, order: int) -> Floats:
+    def factor(self, error: Floats, before: Floats, rejected_before: Any, order: float) -> Floats:
         """h'/h (B,), from the norms (B,), whether the step before was rejected (B,) and q = ``order``."""
         a = 1.0 / order - 0.75 * self.b
         err = np.clip(error, 1e-10, 1e10)

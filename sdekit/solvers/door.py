@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from sdekit.errors import CapabilityError, DirectionError, check_count
+from sdekit.noise.brownian import BrownianTree
+from sdekit.noise.source import Noise, as_noise
 from sdekit.sde.base import ODE, SDE
-from sdekit.sde.contract import check_claims
+from sdekit.sde.contract import check_claims, more_structure
 from sdekit.solvers.base import Solver, named, names_for
 from sdekit.solvers.runge_kutta import Euler
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 __all__ = [
+    "as_source",
+    "between",
+    "check_event",
     "check_noise",
     "check_order",
     "check_span",
@@ -32,7 +37,7 @@ __all__ = [
 ]
 
 DEFAULT_STEPS = 1000
-DEFAULT_TOLERANCE = 1e-5
+DEFAULT_TOLERANCE = {"ode": 1e-5, "sde": 1e-3}
 
 
 def check_system(system: object) -> None:
@@ -119,8 +124,9 @@ def check_span(system: Any, span: Any) -> Floats:
 def check_noise(system: SDE, x: Tensor, t0: float) -> None:
     """One diffusion at (x, t0), of the right shape, and as its noise type promises.
 
-    Raises ShapeError; ValueError for "additive" noise that depends on the state and for "diagonal" noise
-    whose elements mix. A diffusion that torch.func cannot differentiate is taken on trust.
+    Raises ShapeError; ValueError for "additive" noise that depends on the state, "diagonal" noise whose
+    elements mix and "commutative" noise that does not commute. A diffusion that torch.func cannot
+    differentiate is taken on trust.
     """
     t = torch.as_tensor(t0, dtype=x.dtype, device=x.device)
     system.noise_field(x, t)
@@ -130,11 +136,23 @@ def check_noise(system: SDE, x: Tensor, t0: float) -> None:
         return
 
 
-def match_solver(solver: Solver, system: Any) -> Solver:
+def _undeclared(solver: Solver, system: SDE, at: tuple[Tensor, float] | None) -> str:
+    """What the noise could be declared as for this solver, in words, "" if nothing."""
+    if at is None:
+        return ""
+    x, t0 = at
+    found = more_structure(system, x, torch.as_tensor(t0, dtype=x.dtype, device=x.device))
+    if found is None or found[0] not in solver.noise_types:
+        return ""
+    return f"; or, since near x0 the noise is in fact {found[0]}, declare {found[1]}"
+
+
+def match_solver(solver: Solver, system: Any, at: tuple[Tensor, float] | None = None) -> Solver:
     """The solver, if it can do this system; of two that share a name the one for its kind, and
     "euler-maruyama" on an ODE is Euler.
 
-    Raises CapabilityError with the solvers that can.
+    Raises CapabilityError with the solvers that can; where the noise has the structure that the solver needs
+    at ``at`` = (x0, t0), without declaring it, the message says so.
     """
     name = solver.name
     if isinstance(system, ODE):
@@ -155,16 +173,20 @@ def match_solver(solver: Solver, system: Any) -> Solver:
             f"solver {name!r} solves ODEs only, and {type(system).__name__} has noise. Next: one of {able}, "
             f"or probability_flow(process, score) for the ODE with the same marginals."
         )
-    if system.sde_type not in solver.sde_types:
+    both = system.noise_type == "additive"  # Ito and Stratonovich forms are the same
+    if system.sde_type not in solver.sde_types and not both:
+        form = solver.sde_types[0]
         raise CapabilityError(
             f"solver {name!r} is for {' and '.join(solver.sde_types)} equations, got sde_type="
             f"{system.sde_type!r}: it would converge to another process. Next: one of {able or 'none yet'}, "
-            f"or its Ito form: SDE(p.ito_drift, p.diffusion, noise_type=p.noise_type, noise_dim=p.noise_dim)."
+            f"or its {form.capitalize()} form: SDE(p.{form}_drift, p.diffusion, noise_type=p.noise_type, "
+            f"noise_dim=p.noise_dim, sde_type={form!r})."
         )
     if system.noise_type not in solver.noise_types:
         raise CapabilityError(
             f"solver {name!r} is for {', '.join(solver.noise_types)} noise, got noise_type="
-            f"{system.noise_type!r}: it would lose its order. Next: one of {able}."
+            f"{system.noise_type!r}: it would lose its order. Next: one of {able}"
+            f"{_undeclared(solver, system, at)}."
         )
     return solver
 
@@ -191,19 +213,57 @@ def save_times(save_at: Any, t0: float, t1: float) -> tuple[Floats, float]:
     return np.clip(ts, low, high), slack
 
 
+def as_source(system: Any, stepping: bool, seed: int, noise: Any) -> Noise:
+    """The noise of a run: Philox(seed) by default, BrownianTree(seed) where the steps of an SDE adapt.
+
+    Raises TypeError for what is no `Noise`, ValueError for adaptive steps without a path.
+    """
+    if not stepping or not isinstance(system, SDE):
+        return as_noise(seed, noise)
+    source = BrownianTree(seed) if noise is None else as_noise(seed, noise)
+    if isinstance(source, BrownianTree):
+        return source
+    raise ValueError(
+        f"adaptive steps of an SDE need a path that can be read again after a rejected step, got "
+        f"noise={type(source).__name__}(...): drawing anew would change the law. Next: noise="
+        f"BrownianTree(seed) or seed=, or steps= for fixed ones."
+    )
+
+
+def check_event(solver: Solver, gradient: Any) -> None:
+    """Events need the loops of this package. Raises ValueError."""
+    if ":" in solver.name:
+        raise ValueError(
+            f"solver {solver.name!r} runs outside, and takes no event. Next: solver='rk45', or any name "
+            f"without a prefix."
+        )
+    if gradient not in (None, "backprop", "checkpoint"):
+        raise ValueError(
+            "gradient='adjoint' solves back from t1, and cannot from an event. Next: gradient='checkpoint'."
+        )
+
+
 def check_tolerances(
-    solver: Solver, stepping: bool, rtol: float | None, atol: float | None, dtype: torch.dtype
+    solver: Solver,
+    stepping: bool,
+    rtol: float | None,
+    atol: float | None,
+    dtype: torch.dtype,
+    system: Any = None,
 ) -> tuple[float, float]:
     """(rtol, atol), with their defaults. Raises ValueError, also for an rtol that the dtype cannot reach."""
     if not stepping:
         if rtol is None and atol is None:
             return 0.0, 0.0
+        able = names_for(system if isinstance(system, SDE) else None, adaptive=True)
+        why = "runs at fixed steps " + ("here" if solver.adaptive else "and has no error estimate")
         raise ValueError(
-            f"rtol={rtol} and atol={atol} have no effect: {solver.name!r} runs at fixed steps here. "
-            f"Next: drop them; or solver='rk45' without steps, dt and grid."
+            f"rtol={rtol} and atol={atol} have no effect: {solver.name!r} {why}. Next: drop them; or "
+            f"solver={able}, without steps, dt and grid."
         )
-    relative = DEFAULT_TOLERANCE if rtol is None else float(rtol)
-    absolute = DEFAULT_TOLERANCE if atol is None else float(atol)
+    default = DEFAULT_TOLERANCE[solver.kind]
+    relative = default if rtol is None else float(rtol)
+    absolute = default if atol is None else float(atol)
     if not (0 <= relative < math.inf and 0 <= absolute < math.inf and relative + absolute > 0):
         raise ValueError(f"rtol and atol must be >= 0, finite and not both 0, got {rtol} and {atol}.")
     floor = 4 * torch.finfo(dtype).eps
@@ -246,9 +306,15 @@ def fixed_grid(span: Floats, steps: Any, dt: Any, save: Floats, slack: float) ->
         nodes = np.linspace(t0, t1, count + 1)
     if save.size:
         sign = math.copysign(1.0, t1 - t0)
-        at = np.clip(np.searchsorted(nodes * sign, save * sign), 1, nodes.size - 1)
-        width = np.abs(nodes[at] - nodes[at - 1])
-        gap = np.minimum(np.abs(save - nodes[at]), np.abs(save - nodes[at - 1]))
-        between = save[gap > np.minimum(np.maximum(1e-9 * width, slack), 0.01 * width)]
-        nodes = sign * np.sort(np.concatenate([nodes, between]) * sign)
+        nodes = sign * np.sort(np.concatenate([nodes, save[between(nodes, save, slack)]]) * sign)
     return nodes.astype(np.float64)
+
+
+def between(nodes: Floats, save: Floats, slack: float) -> NDArray[np.bool_]:
+    """Which saved times are none of the nodes: farther from them than rounding."""
+    sign = math.copysign(1.0, nodes[-1] - nodes[0])
+    at = np.clip(np.searchsorted(nodes * sign, save * sign), 1, nodes.size - 1)
+    width = np.abs(nodes[at] - nodes[at - 1])
+    gap = np.minimum(np.abs(save - nodes[at]), np.abs(save - nodes[at - 1]))
+    apart: NDArray[np.bool_] = gap > np.minimum(np.maximum(1e-9 * width, slack), 0.01 * width)
+    return apart

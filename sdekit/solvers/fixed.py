@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -13,11 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from sdekit.errors import ShapeError
 from sdekit.noise.brownian import BrownianTree
-from sdekit.noise.source import TorchNoise
+from sdekit.noise.source import Philox, TorchNoise
 from sdekit.sde.base import SDE
+from sdekit.sde.rows import over_event
 from sdekit.solution import Status
 from sdekit.solvers.base import Carry, Interval
-from sdekit.solvers.problem import Outcome, Problem
+from sdekit.solvers.events import Seen, Watch
+from sdekit.solvers.problem import Counted, Outcome, Problem
 from sdekit.solvers.rows import finite_rows
 
 if TYPE_CHECKING:
@@ -27,9 +29,18 @@ if TYPE_CHECKING:
 
 __all__ = ["integrate"]
 
+Kept: TypeAlias = tuple[Carry, Seen | None]
 CHUNK = 1024
 QUERY = 2**15
 """Increments asked of a path at a time."""
+AHEAD = 2**17
+"""Normals drawn at a time, where steps share the work of drawing them."""
+
+
+UNSOLVED = (
+    "the step is too long for the drift there, or the drift has kinks. Next: more steps, or more iterations "
+    "in the solver"
+)
 
 
 class _Walk:
@@ -52,10 +63,16 @@ class _Walk:
         """Steps first <= k < last."""
         lengths = np.diff(self.grid[first : last + 1]).tolist()
         columns = zip(*(row[first:last].unbind() for row in self.table), strict=True)
-        tree = isinstance(self.p.noise, BrownianTree) and self.p.solver.normals > 0
-        path = self.path(first, last) if tree else None
-        for k, (h, times) in enumerate(zip(lengths, columns, strict=True), start=first):
-            yield k, Interval(times, h, *(next(path) if path else self.brownian(k, h)))
+        path: Iterator[Sequence[Tensor]] | None = None
+        noise, n = self.p.noise, self.p.solver.normals
+        if n and isinstance(noise, BrownianTree):
+            path = self.path(first, last)
+        elif n and type(noise) is Philox and noise.cheaper_together(self.like):
+            path = self.ahead(first, last)
+        if path is None:
+            path = (self.brownian(k, h) for k, h in enumerate(lengths, start=first))
+        found = (Interval(times, h, *areas) for times, h, areas in zip(columns, lengths, path, strict=True))
+        yield from enumerate(found, start=first)
 
     def brownian(self, k: int, h: float) -> list[Tensor]:
         """W, and H and K where they are wanted, over step k: draw k n + j of the noise, n draws a step."""
@@ -63,6 +80,19 @@ class _Walk:
         scales = (abs(h), abs(h) / 12, abs(h) / 720)[:n]
         draw = self.p.noise.normal
         return [draw(k * n + j, self.like, self.p.ids) * math.sqrt(v) for j, v in enumerate(scales)]
+
+    def ahead(self, first: int, last: int) -> Iterator[tuple[Tensor, ...]]:
+        """The same, bit for bit, for several steps at a time."""
+        noise, n = self.p.noise, self.p.solver.normals
+        assert isinstance(noise, Philox)
+        length = max(AHEAD // (n * self.like.numel()), 4)
+        for k in range(first, last, length):
+            count = min(length, last - k)
+            h = np.abs(np.diff(self.grid[k : k + count + 1]))
+            deviations = np.sqrt(np.stack((h, h / 12, h / 720)[:n], axis=1))
+            scales = self.like.new_tensor(deviations).view(count * n, *(1,) * self.like.ndim)
+            z = noise.normals(k * n, count * n, self.like, self.p.ids).mul_(scales).unbind()
+            yield from zip(*(z[j::n] for j in range(n)), strict=True)
 
     def path(self, first: int, last: int) -> Iterator[tuple[Tensor, ...]]:
         """The same from a path, a function of the times alone; several steps a query where they are small."""
@@ -73,30 +103,47 @@ class _Walk:
             found = noise.steps(self.grid[k : min(k + length, last) + 1], self.like, self.p.ids)
             yield from zip(*found[1 : 1 + self.p.solver.normals], strict=True)
 
+    def part(self, k: int, t: float) -> Interval:
+        """Step k up to a time within it, with what the path does until then."""
+        start, noise = float(self.grid[k]), self.p.noise
+        assert isinstance(noise, BrownianTree)
+        nodes = [t if c == 1.0 else start + c * (t - start) for c in self.p.solver.nodes]
+        times = torch.tensor(nodes, dtype=torch.float64).to(self.p.x0.dtype).to(self.p.x0.device).unbind()
+        found = noise.increments(start, t, self.like, self.p.ids)[1 : 1 + self.p.solver.normals]
+        return Interval(times, t - start, *found)
+
 
 def integrate(p: Problem) -> Outcome:
-    """Run the solver over the grid; saved times are nodes of it.
+    """Run the solver over the grid; saved times are nodes of it, or, on a path, ends of a part of a step.
 
     Nothing waits for the device on the way. Failed samples are looked for once, at the end.
     """
     walk, solver, x = _Walk(p), p.solver, p.x0
-    steps, at_node = len(walk), _at_node(walk.grid, p.save)
+    steps, at_node = len(walk), _at_node(walk.grid, p.save, p.within)
+    within = _in_step(walk.grid, p.save, p.within)
+    watch = None if p.event is None else Watch(p, p.event)
     graph = torch.is_grad_enabled()
-    xs = None if graph or not p.save.size else x.new_empty(p.save.size, *x.shape)
+    room = None if graph or not p.save.size else x.new_empty(p.save.size, *x.shape)
     done = 0
 
-    def keep(node: int, x: Tensor) -> list[Tensor]:
-        for i in at_node.get(node, ()):
-            if xs is not None:
-                xs[i].copy_(x)
-        return [x] * len(at_node.get(node, ())) if graph else []
+    def keep(places: list[int], x: Tensor) -> list[Tensor]:
+        for i in places:
+            if room is not None:
+                room[i].copy_(x)
+        return [x] * len(places) if graph else []
 
-    def segment(x: Tensor, carry: Carry, first: int, last: int) -> tuple[Tensor, Carry, list[Tensor]]:
+    def segment(x: Tensor, kept: Kept, first: int, last: int) -> tuple[Tensor, Kept, list[Tensor]]:
         nonlocal done
-        saved = []
+        saved, (carry, seen) = [], kept
         for k, interval in walk.intervals(first, last):
+            before = x
+            for i in within.get(k, ()):
+                saved += keep([i], solver.step(p.system, x, walk.part(k, float(p.save[i])), carry)[0])
             x, carry = solver.step(p.system, x, interval, carry)
-            saved += keep(k + 1, x)
+            if watch is not None and seen is not None:
+                x, seen = _watched(p, watch, k, seen, before, x)
+            if k + 1 in at_node:
+                saved += keep(at_node[k + 1], x)
             if k < done:  # a checkpointed segment, run again for its gradient
                 continue
             done = k + 1
@@ -104,35 +151,69 @@ def integrate(p: Problem) -> Outcome:
                 _check_first(x, p.x0)
             if p.report is not None:
                 p.report(done, float(walk.grid[done]), x)
-        return x, carry, saved
+        return x, (carry, seen), saved
 
-    saved = keep(0, x)
-    carry = solver.init(p.system, x, walk.table[0, 0])
+    saved = keep(at_node.get(0, []), x)
+    seen = None if watch is None else watch.start(x, _float64(walk.grid[0], x))
+    kept: Kept = solver.init(p.system, x, walk.table[0, 0]), seen
     length = math.isqrt(steps - 1) + 1 if p.gradient == "checkpoint" else CHUNK
     for first in range(0, steps, length):
-        section = (x, carry, first, min(first + length, steps))
+        section = (x, kept, first, min(first + length, steps))
         if p.gradient == "checkpoint":
-            x, carry, new = checkpoint(segment, *section, use_reentrant=False)
+            x, kept, new = checkpoint(segment, *section, use_reentrant=False)
         else:
-            x, carry, new = segment(*section)
+            x, kept, new = segment(*section)
         saved += new
-    if saved:
-        xs = torch.stack(saved)
+    xs = torch.stack(saved) if saved else room
     good = finite_rows(x.detach()).cpu().numpy()
-    failed_step, cause = (np.full(good.shape, -1), "") if good.all() else _locate(p, walk, ~good)
-    failed_at = np.where(failed_step < 0, np.nan, walk.grid[failed_step + 1])
     status = np.where(good, Status.OK, Status.NON_FINITE).astype(np.int64)
-    return Outcome(x, xs, status, failed_at, failed_step, accepted=steps, cause=cause)
+    failed_step, cause = (np.full(good.shape, -1), "") if good.all() else _locate(p, walk, status)
+    failed_at = np.where(failed_step < 0, np.nan, walk.grid[failed_step + 1])
+    event_at = None if kept[1] is None else kept[1].at.cpu().numpy()
+    return Outcome(x, xs, status, failed_at, failed_step, steps, cause=cause, event_at=event_at)
 
 
-def _at_node(grid: Floats, save: Floats) -> dict[int, list[int]]:
-    """Node of the grid -> which saved times it is."""
+def _float64(value: float, x: Tensor) -> Tensor:
+    return torch.as_tensor(float(value), dtype=torch.float64, device=x.device)
+
+
+def _watched(p: Problem, watch: Watch, k: int, seen: Seen, x0: Tensor, x1: Tensor) -> tuple[Tensor, Seen]:
+    """Step k from x0 to x1 with its events. Within a step of an ODE the state is the cubic of the two ends
+    and their slopes (Hairer, Norsett and Wanner 1993, II.6, equation 6.7)."""
+    assert p.grid is not None
+    t, h = (_float64(value, x0) for value in (p.grid[k], p.grid[k + 1] - p.grid[k]))
+    slopes: list[Tensor] = []
+
+    def cubic(theta: Tensor) -> Tensor:
+        if not slopes:
+            slopes.extend(p.system.drift(x, s.to(x.dtype)) * h.to(x.dtype) for x, s in ((x0, t), (x1, t + h)))
+        u, gap = over_event(theta, x0), x1 - x0
+        bend = (slopes[0] - gap) * (1 - u) - (slopes[1] - gap) * u
+        return x0 + u * (gap + (1 - u) * bend)
+
+    ode = not isinstance(p.system.system, SDE)
+    x, seen, _ = watch.after(k, seen, x0, x1, t, h, cubic if ode else None)
+    return x, seen
+
+
+def _at_node(grid: Floats, save: Floats, within: NDArray[np.bool_] | None = None) -> dict[int, list[int]]:
+    """Node of the grid -> which saved times it is; those ``within`` steps are left out."""
     sign = np.sign(grid[-1] - grid[0])
     right = np.clip(np.searchsorted(grid * sign, save * sign), 1, grid.size - 1)
     nearest = np.where(np.abs(grid[right] - save) < np.abs(save - grid[right - 1]), right, right - 1)
     found: dict[int, list[int]] = {}
     for i, node in enumerate(nearest.tolist()):
-        found.setdefault(node, []).append(i)
+        if within is None or not within[i]:
+            found.setdefault(node, []).append(i)
+    return found
+
+
+def _in_step(grid: Floats, save: Floats, within: NDArray[np.bool_] | None) -> dict[int, list[int]]:
+    """Step -> which saved times are ``within`` it."""
+    sign = np.sign(grid[-1] - grid[0])
+    found: dict[int, list[int]] = {}
+    for i in () if within is None else np.flatnonzero(within).tolist():
+        found.setdefault(int(np.searchsorted(grid * sign, save[i] * sign)) - 1, []).append(i)
     return found
 
 
@@ -146,25 +227,31 @@ def _check_first(x: Tensor, x0: Tensor) -> None:
 
 
 @torch.no_grad()
-def _locate(p: Problem, walk: _Walk, failed: NDArray[np.bool_]) -> tuple[NDArray[np.int64], str]:
+def _locate(p: Problem, walk: _Walk, status: NDArray[np.int64]) -> tuple[NDArray[np.int64], str]:
     """The step (B,) at which each failed sample left the finite numbers, -1 if not known, and the cause.
 
     Runs again from the start, the whole batch, so that every bit repeats: noise is a pure function of its
-    draw. (Generators in call order do not repeat, and then the step is not known.)
+    draw. (Generators in call order do not repeat, and then the step is not known.) Marks in ``status`` the
+    samples whose implicit step was not solved.
     """
+    failed = status != Status.OK
     step = np.full(failed.shape, -1)
     if isinstance(p.noise, TorchNoise):
         return step, "not known: this noise cannot be drawn again"
     cause = "not known: the run did not fail again (is the drift random?)"
-    system, x = p.system.system, p.x0.detach()
+    system, x = Counted(p.system.system), p.x0.detach()  # the run's count of calls stays as it is
     carry = p.solver.init(system, x, walk.table[0, 0])
     for k, interval in walk.intervals(0, len(walk)):
-        before = x
+        before, kept = x, carry
         x, carry = p.solver.step(system, x, interval, carry)
-        new = ~finite_rows(x).cpu().numpy() & (step < 0)
+        new = failed & ~finite_rows(x).cpu().numpy() & (step < 0)
         if new.any():
+            unsolved = p.solver.unsolved(system, before, interval, kept)
+            given_up = np.zeros_like(new) if unsolved is None else new & unsolved.cpu().numpy()
+            status[given_up] = Status.NOT_CONVERGED
             if (step < 0).all():
-                cause = _diagnose(p, before, interval, int(np.argmax(new)))
+                row = int(np.argmax(new))
+                cause = UNSOLVED if given_up[row] else _diagnose(p, before, interval, row)
             step[new] = k
         if (step[failed] >= 0).all():
             break

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sdekit.noise.source import Noise
+    from sdekit.solvers.events import Event
 
     Floats = NDArray[np.float64]
 
@@ -29,15 +30,17 @@ class Counted:
     def __init__(self, system: SDE | ODE) -> None:
         self.system = system
         self.calls = 0
+        self._drift = _direct(system, "drift", "_drift" if isinstance(system, SDE) else "_velocity")
         if isinstance(system, SDE):
             self.apply_noise = system.apply_noise
             # One Brownian motion for all elements: the diffusion in full, so that it broadcasts by rows.
-            self.diffusion = system.noise_field if system.noise_type == "scalar" else system.diffusion
+            scalar = system.noise_type == "scalar"
+            self.diffusion = system.noise_field if scalar else _direct(system, "diffusion", "_diffusion")
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
         before = None if x.is_inference() else x._version
-        out = self.system.drift(x, t)
+        out = self._drift(x, t)
         if before is not None and x._version != before:
             raise ValueError(
                 "drift changed its input x in place, and x is the state of the run. Likely cause: an "
@@ -54,12 +57,21 @@ class Counted:
         return out
 
 
+def _direct(system: SDE | ODE, name: str, given: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A field of the system; the callable itself where one was given (t is a tensor of x's dtype already)."""
+    method: Callable[[Tensor, Tensor], Tensor] = getattr(system, name)
+    fn: Callable[[Tensor, Tensor], Tensor] | None = getattr(system, given, None)
+    plain = getattr(method, "__func__", None) in (getattr(SDE, name), getattr(ODE, name, None))
+    return method if fn is None or not plain else fn
+
+
 @dataclass(frozen=True)
 class Problem:
     """One run: all that the drivers (`fixed`, `adaptive`, `external`) read.
 
     grid: float64 nodes from t0 to t1, None for adaptive steps. save: the times asked for, in the
-    direction of the run, () for none. report: called as report(step, t, x) after every step.
+    direction of the run, () for none. report: called as report(step, t, x) after every step. seed: of the
+    numbers that an event needs. within: which saved times are no nodes of the grid, None for none.
     """
 
     system: Counted
@@ -76,13 +88,16 @@ class Problem:
     max_steps: int
     gradient: str | None
     report: Callable[[int, float | Tensor, Tensor], None] | None = None
+    event: Event | None = None
+    seed: int = 0
+    within: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a driver hands back. status, failed_at and failed_step as in `Solution`, on the host.
 
-    cause: of the first failure, in words.
+    cause: of the first failure, in words. event_at: (B,), None without an event.
     """
 
     x: Tensor
@@ -93,3 +108,4 @@ class Outcome:
     accepted: int
     rejected: int = 0
     cause: str = ""
+    event_at: Floats | None = None

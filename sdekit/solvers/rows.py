@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdekit.sde.rows import fold
 
-__all__ = ["finite_rows", "rms"]
+__all__ = ["finite_rows", "length", "rms"]
 
 
 def rms(x: Tensor) -> Tensor:
@@ -21,3 +22,10 @@ def rms(x: Tensor) -> Tensor:
 def finite_rows(x: Tensor) -> Tensor:
     """Which samples hold neither NaN nor infinity, (B, *event) -> (B,) bool."""
     return torch.isfinite(x).reshape(x.shape[0], math.prod(x.shape[1:])).all(dim=1)
+
+
+def length(h: Any, like: Tensor) -> Any:
+    """|h|, the variance of W: a float, or (B, 1, ..., 1) with the axes of ``like`` (B, ...), kept above 0."""
+    if not isinstance(h, Tensor):
+        return abs(h)
+    return h.abs().clamp_min(torch.finfo(h.dtype).tiny).reshape(-1, *(1,) * (like.ndim - 1))

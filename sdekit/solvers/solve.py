@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +19,18 @@ from sdekit.errors import (
     check_state,
     unknown_name,
 )
-from sdekit.noise.source import TorchNoise, as_noise
+from sdekit.noise.brownian import BrownianTree
+from sdekit.noise.source import TorchNoise
 from sdekit.sde.base import ODE, SDE
+from sdekit.sde.contract import unprobed
 from sdekit.solution import Solution, Stats, Status
-from sdekit.solvers import adaptive, fixed
+from sdekit.solvers import adaptive, adjoint, fixed
+from sdekit.solvers.adjoint import Adjoint
 from sdekit.solvers.base import Solver, get
 from sdekit.solvers.door import (
+    as_source,
+    between,
+    check_event,
     check_noise,
     check_order,
     check_span,
@@ -33,6 +40,7 @@ from sdekit.solvers.door import (
     match_solver,
     save_times,
 )
+from sdekit.solvers.events import Event, as_event
 from sdekit.solvers.external import External
 from sdekit.solvers.problem import Counted, Outcome, Problem
 from sdekit.solvers.report import Report
@@ -46,7 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["solve"]
 
 BACKENDS = ("auto", "eager")
-GRADIENTS = ("backprop", "checkpoint")
+GRADIENTS = ("backprop", "checkpoint", "adjoint")
 
 
 def solve(
@@ -65,10 +73,12 @@ def solve(
     first_id: int = 0,
     progress: bool = False,
     callback: Callable[[int, Any, Tensor], object] | None = None,
-    gradient: str | None = None,
+    gradient: str | Adjoint | None = None,
     backend: str = "auto",
     throw: bool = True,
     max_steps: int = 10_000,
+    probe: bool = True,
+    event: Event | Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Solution:
     r"""Solve dX = f(X, t) dt + G(X, t) dW, or dx/dt = f(x, t), from x0 over ``span``.
 
@@ -89,34 +99,47 @@ def solve(
         solvers: 1000 steps. An adaptive solver given either runs its method at fixed steps.
     rtol, atol
         Of adaptive solvers: per sample, the RMS of error/(atol + rtol |x|) stays below 1 in each step.
-        Default 1e-5 both (Song et al. 2021). "torchdiffeq:..." and "scipy:..." control the batch as
-        one vector, so that a sample depends on the batch around it.
+        Default 1e-5 both (Song et al. 2021), 1e-3 on SDEs. "torchdiffeq:..." and "scipy:..." control the
+        batch as one vector, so that a sample depends on the batch around it.
     save_at
         Times at which the state is kept, within the span and in its direction. At fixed steps they join
         the grid (where they are nodes already, nothing changes; elsewhere a step is split, and the draws
-        of later steps are others). Adaptive solvers use their dense output.
+        of later steps are others). Adaptive solvers use their dense output on ODEs. Adaptive steps of an
+        SDE, and fixed ones with a BrownianTree, are left as they are: the state comes from a shorter step of
+        the method, on the same path. (With ``event`` or an adjoint, saved times of an SDE are nodes.)
     seed, noise
         Normal draw k belongs to step k, sample i to row i - first_id; ``noise`` replaces Philox(seed). With
         BrownianTree(seed) the increments are those of one path, whatever the steps and the saved times.
+        Adaptive steps of an SDE need such a path, and BrownianTree(seed) is their default.
     progress, callback
         A progress bar; ``callback(step, t, x)`` after each step, t a float, or (B,) with per-sample steps.
     gradient
         None keeps a graph only if x0 requires a gradient; "backprop" keeps it (for parameters of the
         system); "checkpoint" keeps sqrt(steps) states and runs the steps again in the backward pass.
-        Step lengths count as constants.
+        "adjoint", or `Adjoint` with options, keeps the end and the saved states alone, and solves an equation
+        backwards. Step lengths count as constants.
     backend
         "auto" or "eager": plain torch.
     throw
         True raises at the first failed sample; False marks it in ``status``; other samples are unaffected.
     max_steps
         Of adaptive solvers, for each sample.
+    probe
+        Whether the diffusion is held to its noise type by a few products with its derivative at x0 and near
+        it: "additive" that depends on the state, "diagonal" that mixes elements and "commutative" that does
+        not commute are refused. False takes it on trust.
+    event
+        A callable (x, t) -> (B,), t (B,), or an `Event` with options: the first time tau at which it crosses
+        zero is ``event_at``, and the sample stops there. On SDEs crossings between the nodes count too,
+        by their probability. tau counts as a constant in gradients.
 
     Returns
     -------
     Solution
-        ``x`` at t1; ``xs`` at ``save_at`` (NaN where a sample had failed); ``ts`` float64; ``stats.nfe``
-        calls of the drift on the batch; with per-sample steps, ``steps``, ``accepted`` and ``rejected``
-        are those of the sample that took most.
+        ``x`` at t1, or at the event that stopped the sample; ``xs`` at ``save_at`` (NaN where a sample had
+        failed; after an event the state in which it stopped); ``ts`` float64; ``stats.nfe`` calls of the
+        drift on the batch; with per-sample steps, ``steps``, ``accepted`` and ``rejected`` are those of the
+        sample that took most.
 
     Raises
     ------
@@ -129,8 +152,9 @@ def solve(
     check_order(x0, span)
     x = check_state(x0)
     ts = check_span(system, span)
-    method = match_solver(get(solver), system)
-    if gradient is not None and gradient not in GRADIENTS:
+    method = match_solver(get(solver), system, (x, float(ts[0])))
+    traced = Adjoint() if gradient == "adjoint" else gradient if isinstance(gradient, Adjoint) else None
+    if gradient is not None and traced is None and gradient not in GRADIENTS:
         raise unknown_name("gradient", gradient, GRADIENTS)
     if backend == "numba":
         raise ValueError("backend 'numba' is not available in solve yet. Next: backend='auto', plain torch.")
@@ -139,40 +163,54 @@ def solve(
     t0, t1 = float(ts[0]), float(ts[-1])
     save, slack = save_times(save_at, t0, t1)
     stepping = method.adaptive and steps is None and dt is None and ts.size == 2
-    tolerances = check_tolerances(method, stepping, rtol, atol, x.dtype)
+    tolerances = check_tolerances(method, stepping, rtol, atol, x.dtype, system)
     if stepping != method.adaptive and isinstance(method, External):
         raise ValueError(f"solver {method.name!r} chooses its own steps: it takes no steps, dt or grid.")
-    source = as_noise(seed, noise)
+    source = as_source(system, stepping, seed, noise)
     if gradient == "checkpoint" and isinstance(source, TorchNoise) and method.normals:
         raise ValueError(
             "gradient='checkpoint' draws the noise again in the backward pass, which TorchNoise cannot. "
             "Next: seed= or noise=Philox(seed), or gradient='backprop'."
         )
     report = Report(progress, callback, t0, t1)
+    on_path = (
+        isinstance(system, SDE) and isinstance(source, BrownianTree) and event is None and traced is None
+    )
+    grid = None if stepping else fixed_grid(ts, steps, dt, np.empty(0) if on_path else save, slack)
     problem = Problem(
         system=Counted(system),
         solver=method,
         x0=x,
         t0=t0,
         t1=t1,
-        grid=None if stepping else fixed_grid(ts, steps, dt, save, slack),
+        grid=grid,
         save=save,
         noise=source,
         ids=check_first_id(first_id, x.shape[0]) + torch.arange(x.shape[0], device=x.device),
         rtol=tolerances[0],
         atol=tolerances[1],
         max_steps=check_count(max_steps, "max_steps"),
-        gradient=gradient,
+        gradient=gradient if isinstance(gradient, str) else None,
         report=report if progress or callback else None,
+        within=between(grid, save, slack) if on_path and grid is not None and save.size else None,
+        event=as_event(event),
+        seed=getattr(source, "seed", seed),
     )
+    if problem.event is not None:
+        check_event(method, gradient)
     run = method.run if isinstance(method, External) else adaptive.integrate if stepping else fixed.integrate
+    back = None if traced is None else traced.method(system, method, source, stepping)
     started = time.perf_counter()
     graph = gradient is not None or (x.requires_grad and torch.is_grad_enabled())
-    with torch.set_grad_enabled(graph):
+    with torch.set_grad_enabled(graph), nullcontext() if probe else unprobed():
         if isinstance(system, SDE):
             check_noise(system, x.detach(), t0)
         with report:
-            outcome = run(problem)
+            outcome = (
+                run(problem)
+                if traced is None or back is None
+                else adjoint.integrate(problem, run, traced, back)
+            )
     seconds = time.perf_counter() - started
     stats = Stats(
         problem.system.calls, outcome.accepted + outcome.rejected, outcome.accepted, outcome.rejected, seconds
@@ -185,6 +223,7 @@ def solve(
         status=torch.from_numpy(outcome.status).to(x.device),
         failed_at=torch.from_numpy(outcome.failed_at).to(x.device),
         failed_step=torch.from_numpy(outcome.failed_step).to(x.device),
+        event_at=None if outcome.event_at is None else torch.from_numpy(outcome.event_at).to(x.device),
     )
     if throw and not solution.ok:
         raise _error(problem, outcome, solution, first_id)
@@ -200,6 +239,7 @@ def _error(p: Problem, outcome: Outcome, solution: Solution, first_id: int) -> S
         Status.NON_FINITE: "became NaN or infinite",
         Status.MAX_STEPS: "ran out of steps",
         Status.STEP_UNDERFLOW: "needed steps below rounding",
+        Status.NOT_CONVERGED: "was given up by Newton's method",
     }[status]
     total = "" if p.grid is None else f" of {p.grid.size - 1}"
     when = f" at step {step}{total}, t = {at:.6g}" if step >= 0 else ""

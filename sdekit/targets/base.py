@@ -18,7 +18,7 @@ from sdekit.targets._moments import Moments
 
 if TYPE_CHECKING:
     from sdekit.noise import Noise
-    from sdekit.sde import GaussianDiffusion
+    from sdekit.sde import SDE, GaussianDiffusion
 
 __all__ = ["Target"]
 
@@ -135,8 +135,24 @@ class Target(ABC):
         dtype: torch.dtype = torch.promote_types(x.dtype, torch.float32)
         return self._density(self._flat(x)).to(dtype)
 
-    def score(self, process: GaussianDiffusion) -> Field:
-        """grad log p_t as a function of x (B, *event) and t, a number, shape () or (B,)."""
+    def score(self, process: SDE) -> Field:
+        """grad log p_t as a function of x (B, *event) and t, a number, shape () or (B,).
+
+        p_t is the law at t of ``process`` started from this law.
+
+        process: a GaussianDiffusion, or an OrnsteinUhlenbeck with numbers as parameters. For a Gaussian or a
+        GaussianMixture also any `OrnsteinUhlenbeck`, `LinearSDE`, `CriticallyDampedLangevin` or
+        `HarmonicLangevin`, started at t = 0. Their states (B, 2, *event) start from positions of this law and
+        velocities N(0, gamma M) or N(0, T), if this is not the law of both.
+
+        Raises CapabilityError for other processes.
+        """
+        from sdekit.sde.gaussian import GaussianDiffusion
+
+        if not isinstance(process, GaussianDiffusion):
+            from sdekit.targets.propagated import score_under
+
+            return score_under(self, process)
 
         def score(x: Tensor, t: Number) -> Tensor:
             x = check_state_time(x, t, "score")

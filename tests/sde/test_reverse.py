@@ -98,6 +98,23 @@ class Scalar(Geometric):
         return SDE(lambda x, t: 0 * x, lambda x, t: self.c * x, noise_type="scalar")
 
 
+class Commuting(Scalar):
+    """x = exp(y) for y = C W + noise at the start: two Brownian motions, in both elements, that commute."""
+
+    c = torch.tensor([[0.7, 0.2], [-0.3, 0.5]], dtype=F64)
+
+    def log_p(self, x, t):
+        ccT = self.c @ self.c.T
+        cov = 0.3 * torch.eye(2, dtype=F64) + t * ccT
+        y = torch.log(x) + 0.5 * t * ccT.diagonal()
+        return -0.5 * y @ torch.linalg.solve(cov, y) - 0.5 * torch.logdet(cov) - torch.log(x).sum()
+
+    def process(self):
+        return SDE(
+            lambda x, t: 0 * x, lambda x, t: x[..., None] * self.c, noise_type="commutative", noise_dim=2
+        )
+
+
 class Linear:
     """A linear SDE from N(0, I): additive noise through a matrix."""
 
@@ -117,7 +134,13 @@ class Linear:
         return self.system
 
 
-LAWS = {"general": Made(), "diagonal": Geometric(), "scalar": Scalar(), "matrix": Linear()}
+LAWS = {
+    "general": Made(),
+    "diagonal": Geometric(),
+    "scalar": Scalar(),
+    "commutative": Commuting(),
+    "matrix": Linear(),
+}
 
 
 def residual(drift, sde, eta, law, x, t, sign):
@@ -163,7 +186,7 @@ def test_fokker_planck(name):
             assert abs(float(gap)) < 1e-9, (system, eta)
 
 
-@pytest.mark.parametrize("name", ["general", "diagonal", "scalar"])
+@pytest.mark.parametrize("name", ["general", "diagonal", "scalar", "commutative"])
 @pytest.mark.parametrize("eta", ETAS)
 def test_fokker_planck_fails_without_the_divergence_term(name, eta):
     law = LAWS[name]

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from sdekit.sde.base import SDE
-from sdekit.sde.langevin import Langevin
+from sdekit.sde.langevin import Langevin, UnderdampedLangevin
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +55,8 @@ class LinearProblem:
 
     drift: A0, A1, (2, d + 1, d + 1); noise: B0_k, B1_k, (2, m, d + 1, d + 1); their last rows are 0.
     noise_type: as in `SDE`; for "additive" and "diagonal" m = d and B_k fills row k alone.
-    langevin: the system is a `Langevin` of this drift and noise.
+    form: "langevin" or "underdamped": the system is a `Langevin`, or an `UnderdampedLangevin` with states
+    (q, v), of this drift and noise; "" for a plain SDE.
     """
 
     name: str
@@ -64,7 +65,7 @@ class LinearProblem:
     drift: Floats
     noise: Floats
     x0: tuple[float, ...]
-    langevin: bool = False
+    form: str = ""
 
     @property
     def channels(self) -> int:
@@ -90,7 +91,13 @@ class LinearProblem:
     @cached_property
     def system(self) -> SDE:
         """The problem as solvers are given it."""
-        if self.langevin:
+        if self.form == "underdamped":
+            slope, shift, friction = -self.drift[0, 1, 0], self.drift[0, 1, 2], -self.drift[0, 1, 1]
+            heat = self.noise[0, 1, 1, 2] ** 2 / (2.0 * friction)
+            return UnderdampedLangevin(
+                lambda q: (shift - slope * q) / heat, friction=float(friction), temperature=float(heat)
+            )
+        if self.form == "langevin":
             a, shift = (torch.from_numpy(part) for part in (self.drift[0, :-1, :-1], self.drift[0, :-1, -1]))
             return Langevin(
                 lambda x: x @ a.T + shift,

@@ -89,11 +89,18 @@ def linear_problems() -> tuple[LinearProblem, ...]:
 
 @cache
 def langevin_problems() -> tuple[LinearProblem, ...]:
-    """dX = -P (X - m) dt + sqrt(2) dW, whose law tends to N(m, P^-1)."""
+    """dX = -P (X - m) dt + sqrt(2) dW, whose law tends to N(m, P^-1); and the underdamped one for a position
+    and a velocity, dQ = V dt, dV = (b - k Q - gamma V) dt + sqrt(2 gamma T) dW."""
     precision, mean = np.array(((1.4, 0.5), (0.5, 0.8))), np.array((0.4, -0.7))
     noise = _rows([0, 0], [math.sqrt(2.0)] * 2)
     drift = _extend(-precision, precision @ mean)
-    return (_problem("Langevin", "additive", "ito", drift, None, noise, None, langevin=True),)
+    friction, heat = 0.8, 0.6
+    pair = _extend(((0.0, 1.0), (-1.7, -friction)), (0.0, 0.5))
+    heated = _rows([0, 0], [0.0, math.sqrt(2.0 * friction * heat)])
+    return (
+        _problem("Langevin", "additive", "ito", drift, None, noise, None, form="langevin"),
+        _problem("underdamped", "additive", "ito", pair, None, heated, None, form="underdamped"),
+    )
 
 
 @dataclass(frozen=True, eq=False)

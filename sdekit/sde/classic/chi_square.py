@@ -75,6 +75,24 @@ class NoncentralChiSquare(NamedTuple):
         terms = bessel - 0.5 * (y + nonc) + 0.5 * order * torch.log(y / nonc) - torch.log(2.0 * scale)
         return total(terms).to(x.dtype)
 
+    def score(self, x: Tensor) -> Tensor:
+        """The gradient of `log_prob` at x > 0, (B, *event): with y = x/scale, n = nu/2 - 1, z = sqrt(nonc y),
+
+            (-1/2 + n/y + z I_(n+1)(z)/(2 y I_n(z)))/scale.
+
+        It carries no gradient itself.
+        """
+        scale, nu, nonc = self._wide()
+        y = x.to(torch.float64) / scale
+        n, z = 0.5 * nu - 1.0, torch.sqrt(nonc * y)
+        small = z < 1e-4
+        inside = torch.where(small, torch.ones_like(z), z)
+        ratio = torch.exp(log_bessel(n + 1.0, inside) - log_bessel(n, inside))
+        q = 0.25 * z * z
+        series = 0.5 * z * (1.0 + q / (n + 2.0)) / (n + 1.0 + q)
+        bessel = torch.where(small, series, ratio)
+        return ((-0.5 + (n + 0.5 * z * bessel) / y) / scale).to(x.dtype)
+
     def cdf(self, x: Tensor) -> Tensor:
         """P(X <= x), elementwise, (B, *event)."""
         from scipy.special import chndtr
@@ -123,6 +141,10 @@ class Gamma(NamedTuple):
         """Log density in nats at x > 0, (B,), summed over the event."""
         y = x / self.scale
         return total((self.shape - 1.0) * torch.log(y) - y - torch.lgamma(self.shape) - torch.log(self.scale))
+
+    def score(self, x: Tensor) -> Tensor:
+        """The gradient of `log_prob`, (shape - 1)/x - 1/scale, (B, *event)."""
+        return (self.shape - 1.0) / x - 1.0 / self.scale
 
     def cdf(self, x: Tensor) -> Tensor:
         """P(X <= x), elementwise."""

@@ -1,0 +1,1 @@
+"""Objects written for other libraries, solved here as they are."""
