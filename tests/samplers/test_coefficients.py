@@ -27,7 +27,7 @@ from sdekit.samplers.seeds import Seeds
 from sdekit.samplers.single_step import DPMpp2S, KDPM2Ancestral, split
 from sdekit.samplers.stages import rise
 from sdekit.samplers.trigonometric import KernelQuadrature, TrigAdams
-from sdekit.samplers.weights import features
+from sdekit.samplers.weights import features, kernel
 from sdekit.score.predictions import Node
 
 
@@ -376,3 +376,15 @@ def test_split_weights_are_those_of_unit_data_unless_given():
     assert torch.equal(weights(), weights(s=1.0, s2=1.0))
     assert not torch.equal(weights(), weights(s=1.0, s2=2.0))
     assert not torch.equal(weights(), weights(s=2.0, s2=1.0))
+
+
+def test_kernel_weights_know_gaussian_data_unless_told_otherwise():
+    phi, rho = torch.tensor([[0.0, -0.2]]).double(), torch.tensor([[1.0, 1.5]]).double()
+    width, first, last = (torch.tensor([value]).double() for value in (-0.3, 1.0, 0.7))
+
+    def weights(**options):
+        return kernel(phi, rho, width, first, last, c=1.0, s=1.0, s2=1.5, **options)
+
+    assert torch.equal(weights(), weights(kappa=1.0))
+    assert not torch.equal(weights(), weights(kappa=2.0))
+    assert not torch.equal(weights(), weights(kappa=0.0))
