@@ -385,6 +385,7 @@ def test_kernel_weights_know_gaussian_data_unless_told_otherwise():
     def weights(**options):
         return kernel(phi, rho, width, first, last, c=1.0, s=1.0, s2=1.5, **options)
 
-    assert torch.equal(weights(), weights(kappa=1.0))
+    assert torch.equal(weights(), weights(kappa=1.0, noise=0.003))
+    assert not torch.equal(weights(), weights(noise=0.03))
     assert not torch.equal(weights(), weights(kappa=2.0))
     assert not torch.equal(weights(), weights(kappa=0.0))
