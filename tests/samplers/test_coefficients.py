@@ -226,11 +226,12 @@ def test_restart_has_the_published_interval_unless_given():
 
 
 def test_a_corrector_does_not_raise_the_order_of_its_predictor():
-    assert SAMPLERS["pc"].order == SAMPLERS["reverse-diffusion"].order == 1
+    assert SAMPLERS["pc"](predictor="reverse-diffusion").order == SAMPLERS["reverse-diffusion"]().order == 1
 
 
 def test_data_of_unit_spread_are_assumed_where_none_is_given():
-    assert (Path(()).data_std, Path(()).data_spread) == (1.0, 1.0)
+    path = Path((Node(0.0, 1.0, 0.0),))
+    assert (path.steps, path.data_std, path.data_spread) == (0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("sampler", [LMS, IPNDM])
