@@ -2,7 +2,7 @@
 
 operator       the change
 -------------  ----------------------------------------------------------------------------
-sign           -a for a where a is a whole formula or a weight; a for -a
+sign           -a for a where a is a whole formula or a weight, not within |a|; a for -a
 plus-minus     a - b for a + b, and back; -= for +=
 times-over     a / b for a * b, and back
 exponent       a**(n + 1) and a**(n - 1) for a**n
@@ -287,7 +287,7 @@ def _call(node: ast.Call, around: Around) -> Iterator[Change]:
             around.index or name in INTEGER_ARGUMENTS or (name in AT_NODES and kind(argument) == "index")
         )
         yield from _value(
-            node, "args", k, argument, replace(around, index=integer, inside=False, exponent=False)
+            node, "args", k, argument, replace(around, index=integer, inside=name == "abs", exponent=False)
         )
     for keyword in node.keywords:
         if keyword.arg not in ("strict", "dtype", "device", "keepdim", "dim"):

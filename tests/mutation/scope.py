@@ -48,6 +48,7 @@ CHECKS = {
     "samplers/test_weights.py": "quadrature weights",
     "samplers/test_formulas.py": "formula in closed form",
     "solvers/test_formulas.py": "formula in closed form",
+    "solvers/test_tableaus.py": "equations of a tableau",
     "solvers/test_details.py": "solver details",
     "samplers/test_gaussian_split.py": "Gaussian-split by hand",
     "samplers/test_correctors.py": "correctors by hand",

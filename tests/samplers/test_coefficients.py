@@ -15,6 +15,7 @@ from sdekit.samplers.adams import DEIS, IPNDM, LMS
 from sdekit.samplers.base import Path, nodes_at
 from sdekit.samplers.dpmpp import SDEDPMpp2M, transfer
 from sdekit.samplers.er_sde import ERSDE
+from sdekit.samplers.gaussian_split import split_weights
 from sdekit.samplers.multistep import SPACING, spaced
 from sdekit.samplers.plan import Combine, Evaluate
 from sdekit.samplers.pndm import PNDM
@@ -26,7 +27,7 @@ from sdekit.samplers.seeds import Seeds
 from sdekit.samplers.single_step import DPMpp2S, KDPM2Ancestral, split
 from sdekit.samplers.stages import rise
 from sdekit.samplers.trigonometric import KernelQuadrature, TrigAdams
-from sdekit.samplers.weights import features
+from sdekit.samplers.weights import features, kernel
 from sdekit.score.predictions import Node
 
 
@@ -188,7 +189,8 @@ def test_a_corrector_may_use_more_old_nodes_than_the_predictor():
 #: Options of the published algorithms: Lu et al. 2022 (DPM-Solver, algorithms 4 and 5; DPM-Solver++,
 #: algorithm 1); Liu et al. 2022; Zhang and Chen 2023 (tAB3); Cui et al. 2023; Karras et al. 2022, table 5
 #: (ImageNet-64); Song et al. 2021, appendix G (CIFAR-10); Song and Ermon 2020 (CIFAR-10); Xue et al. 2023;
-#: Zhao et al. 2023. eta: 1 is the reverse SDE, 0 the probability flow.
+#: Zhao et al. 2023. eta: 1 is the reverse SDE, 0 the probability flow. (pc's step, of correctors that were
+#: published without one, is the library's.)
 PUBLISHED = {
     "dpm-2": {"r1": 1 / 2},
     "dpm-3": {"r1": 1 / 3},
@@ -206,7 +208,7 @@ PUBLISHED = {
     "deis": {"degree": 3},
     "er-sde": {"nodes": 3},
     "edm-stochastic": {"s_churn": 40},
-    "pc": {"snr": 0.16, "corrections": 1},
+    "pc": {"snr": 0.16, "corrections": 1, "step": 0.1},
     "annealed-langevin": {"steps_per_level": 5},
     "unipc-2": {"nodes": 2},
     "unipc-3": {"nodes": 3},
@@ -221,6 +223,15 @@ def test_options_are_the_published_ones_unless_given(name):
 def test_restart_has_the_published_interval_unless_given():
     """0.06 to 0.3, twice, where the data have a standard deviation of 1/2."""
     assert [(0.5 * low, 0.5 * high, n) for low, high, n, _ in Restart().intervals] == [(0.06, 0.3, 2)]
+
+
+def test_a_corrector_does_not_raise_the_order_of_its_predictor():
+    assert SAMPLERS["pc"](predictor="reverse-diffusion").order == SAMPLERS["reverse-diffusion"]().order == 1
+
+
+def test_data_of_unit_spread_are_assumed_where_none_is_given():
+    path = Path((Node(0.0, 1.0, 0.0),))
+    assert (path.steps, path.data_std, path.data_spread) == (0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("sampler", [LMS, IPNDM])
@@ -354,3 +365,28 @@ def test_the_way_back_to_pure_noise_has_the_variance_of_the_noise_there():
     """a = 0 and v = sigma_i^2, and sigma_i need not be 1."""
     nodes = (Node(1.0, 0.0, 3.0), Node(0.5, 0.5, 2.0))
     assert Path(nodes).back(0, 1) == (0.0, 9.0)
+
+
+def test_split_weights_are_those_of_unit_data_unless_given():
+    phi, rho = torch.tensor([[0.0, -0.2]]).double(), torch.tensor([[1.0, 1.5]]).double()
+    width, *ends = (torch.tensor([value]).double() for value in (-0.3, 1.0, 0.7))
+
+    def weights(**scales):
+        return split_weights(phi, rho, width, tuple(ends), eta=0.7, c=1.0, kappa=1.0, **scales)
+
+    assert torch.equal(weights(), weights(s=1.0, s2=1.0))
+    assert not torch.equal(weights(), weights(s=1.0, s2=2.0))
+    assert not torch.equal(weights(), weights(s=2.0, s2=1.0))
+
+
+def test_kernel_weights_know_gaussian_data_unless_told_otherwise():
+    phi, rho = torch.tensor([[0.0, -0.2]]).double(), torch.tensor([[1.0, 1.5]]).double()
+    width, first, last = (torch.tensor([value]).double() for value in (-0.3, 1.0, 0.7))
+
+    def weights(**options):
+        return kernel(phi, rho, width, first, last, c=1.0, s=1.0, s2=1.5, **options)
+
+    assert torch.equal(weights(), weights(kappa=1.0, noise=0.003))
+    assert not torch.equal(weights(), weights(noise=0.03))
+    assert not torch.equal(weights(), weights(kappa=2.0))
+    assert not torch.equal(weights(), weights(kappa=0.0))
