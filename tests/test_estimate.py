@@ -126,6 +126,14 @@ def test_intervals_cover_what_they_promise():
     assert 0.93 < share < 0.97
 
 
+def test_the_interval_is_by_students_quantile():
+    """Of 4 samples: 3.1824463 standard errors to either side, where the normal law has 1.96."""
+    found = sk.estimate(first, GBM, ONE, SPAN, steps=4, samples=4)
+    low, high = found.interval
+    assert float(found.value - low) == pytest.approx(3.182446305284263 * float(found.stderr), rel=1e-10)
+    assert float(high - found.value) == pytest.approx(3.182446305284263 * float(found.stderr), rel=1e-10)
+
+
 def test_multilevel_intervals_cover_the_mean_at_the_finest_level():
     """As above; the number of samples is chosen by looking at them, which costs some coverage."""
     share = coverage(

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import sdekit as sk
 from sdekit.errors import SolveError
@@ -57,6 +58,22 @@ def test_levels_are_differences_along_one_path(solver):
     )
     ratio = float(found.levels[1].variance / found.levels[2].variance)
     assert ratio == pytest.approx(2 if solver == "euler-maruyama" else 4, rel=0.3)
+
+
+def test_errors_are_those_of_the_sum_over_levels():
+    """Variances add up; Welch and Satterthwaite's degrees of freedom; and the corrected value, with bias
+    -m_L for a weak order of 1, holds the last mean twice: its variance four times."""
+    found = run(0.2, samples=20)
+    parts = np.array([float(level.variance) / level.samples for level in found.levels])
+    free = np.array([level.samples - 1 for level in found.levels])
+    assert len(parts) > 1
+    assert float(found.stderr) == pytest.approx(math.sqrt(parts.sum()), rel=1e-12)
+    reach = stats.t.ppf(0.975, parts.sum() ** 2 / (parts**2 / free).sum()) * math.sqrt(parts.sum())
+    assert float(found.interval[1] - found.value) == pytest.approx(reach, rel=1e-9)
+    assert float(found.corrected - found.value) == pytest.approx(float(found.levels[-1].mean), rel=1e-9)
+    assert float(found.corrected_stderr) == pytest.approx(
+        math.sqrt(parts[:-1].sum() + 4 * parts[-1]), rel=1e-12
+    )
 
 
 def test_samples_are_shared_out_at_least_cost():

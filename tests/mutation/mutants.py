@@ -76,9 +76,24 @@ class Source:
         visit(ast.parse(self.text).body, "")
         return found
 
+    @cached_property
+    def classes(self) -> dict[str, tuple[int, int]]:
+        """First and last line of every class of the module, by its name."""
+        body = ast.parse(self.text).body
+        return {s.name: (s.lineno, s.end_lineno or s.lineno) for s in body if isinstance(s, ast.ClassDef)}
+
     def line(self, mutant: Mutant) -> str:
         """The text of the line that a mutant changes."""
         return self.text.splitlines()[mutant.line - 1].strip()
+
+    def key(self, mutant: Mutant) -> str:
+        """A name that holds while the outermost function around a mutant, or its statement, is as it is."""
+        first, last = self.spans[mutant.function] if mutant.function else mutant.lines
+        text = "\n".join(self.text.splitlines()[first - 1 : last])
+        inside = (name for name, (a, b) in self.classes.items() if a <= mutant.line <= b)
+        where = mutant.function or ".".join(inside)
+        place = f"{where}:{digest(text)}:{mutant.line - first}:{mutant.column}-{mutant.end}"
+        return f"{self.module.removeprefix('sdekit.')}:{place}:{mutant.operator}:{mutant.after}"
 
     def tree(self, mutant: Mutant) -> ast.Module:
         """The module with that change, line numbers as they were."""

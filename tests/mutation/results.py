@@ -19,9 +19,9 @@ __all__ = ["Results"]
 class Results:
     """A folder with ``coverage.json`` and ``outcomes.jsonl``.
 
-    A kill holds while the module and the test file that killed are as they were; a survivor while the module
-    and every test file are, and no more cases of a test are asked; a survivor that is proved equivalent while
-    the module is. (None looks at the rest of the library: `--fresh` forgets everything.)
+    A kill holds while the function around the change and the test file that killed are as they were; a survivor
+    while the function and every test file are, and no more cases of a test are asked; a survivor that is proved
+    equivalent while the function is. (None looks at the rest of the library: `--fresh` forgets everything.)
     """
 
     def __init__(self, folder: Path, cases: int) -> None:
@@ -51,18 +51,14 @@ class Results:
             return killer
         return self.texts.get(killer.split("::")[0], "") if killer else self.all_tests
 
-    @staticmethod
-    def _key(source: Source, mutant: Mutant) -> str:
-        return f"{source.digest}:{mutant.id}"
-
     def get(self, source: Source, mutant: Mutant, equivalent: bool = False) -> Outcome | None:
         """What is known of a mutant. equivalent: no test can kill it, so that newer tests change nothing."""
-        key = self._key(source, mutant)
+        key = source.key(mutant)
         return self.outcomes.get(key) or (self.survived.get(key) if equivalent else None)
 
     def put(self, source: Source, mutant: Mutant, outcome: Outcome) -> None:
         """Remember; one line, appended at once, so that several processes may write."""
-        key = self._key(source, mutant)
+        key = source.key(mutant)
         self.outcomes[key] = outcome
         made_with = self._depends(outcome.killer)
         line = json.dumps([key, outcome.killer, outcome.tests, made_with, self.cases]) + "\n"

@@ -145,6 +145,19 @@ def test_adaptive_gradients_keep_the_tolerance_at_any_size_of_the_loss(
         torch.testing.assert_close(a, b, rtol=2e-5, atol=0)
 
 
+def test_adaptive_gradients_at_saved_times(device: torch.device) -> None:
+    """The start, the end and two times between, each with a slope of its own that enters there."""
+    ode, r, exact = logistic(device)
+    x0 = torch.tensor([[0.3, 0.6], [0.1, 1.4]], dtype=F64, device=device)
+    x, times = x0.clone().requires_grad_(), (0.0, 0.5, 1.2, 2.0)
+    states = exact(x, times)
+    weights = torch.arange(1.0, states.numel() + 1, dtype=F64, device=device).view_as(states)
+    loss = (states[-1] ** 2).sum() + (weights * torch.sin(states)).sum()
+    true = torch.cat([g.flatten() for g in torch.autograd.grad(loss, [x, r])])
+    options: dict[str, Any] = {"solver": "rk45", "rtol": 1e-8, "atol": 1e-8, "save_at": times}
+    assert distance(loss_gradient(ode, x0, [r], "adjoint", (0.0, 2.0), **options), true) < 1e-6
+
+
 def test_a_gradient_does_not_depend_on_the_batch(device: torch.device) -> None:
     """dL/dx0 of a sample, alone and among others, bit for bit."""
     ode = ODE(lambda x, t: torch.sin(3 * x) - x * x * x)
@@ -397,8 +410,9 @@ def test_tensors_that_are_not_leaves(device: torch.device) -> None:
 def test_only_the_tensors_that_are_asked_for(device: torch.device) -> None:
     a, b = (torch.tensor(v, dtype=F64, device=device, requires_grad=True) for v in (0.3, 0.2))
     x0 = torch.ones(1, 1, dtype=F64, device=device)
-    ode = ODE(lambda x, t: (a + b) * x)
-    x = solve(ode, x0, (0.0, 1.0), solver="heun", steps=5, gradient=Adjoint(params=iter([a, a]))).x
+    frozen = torch.tensor(0.1, dtype=F64, device=device)
+    ode, some = ODE(lambda x, t: (a + b + frozen) * x), Adjoint(params=iter([a, a, frozen]))
+    x = solve(ode, x0, (0.0, 1.0), solver="heun", steps=5, gradient=some).x
     grads = torch.autograd.grad(x.sum(), (a, b), allow_unused=True)
     assert grads[0] is not None
     assert grads[1] is None

@@ -294,6 +294,16 @@ def test_states_saved_after_the_event_are_the_last(options: dict[str, Any]):
         assert torch.equal(out.xs[late, i], out.x[i].expand(int(late.sum()), 2))
 
 
+def test_saved_states_know_of_the_event():
+    """Before it below the level, after it there, at every one of 15 times that steps would pass over."""
+    times = np.linspace(0.1, 1.5, 15)
+    out = passages(level, rows=400, solver="sosra", rtol=0.1, atol=0.1, save_at=times)
+    after = torch.from_numpy(times)[:, None] >= out.event_at.nan_to_num(9.0)
+    assert 0 < int(after.sum()) < after.numel()
+    torch.testing.assert_close(out.xs[after], torch.full_like(out.xs[after], LEVEL), rtol=1e-12, atol=0)
+    assert bool((out.xs[~after] < LEVEL).all())
+
+
 # -- samples by themselves ------------------------------------------------------------------------------
 
 
@@ -303,6 +313,7 @@ def test_states_saved_after_the_event_are_the_last(options: dict[str, Any]):
         {"steps": 16},
         {"steps": 16, "noise": BrownianTree(1)},
         {"solver": "sosra", "save_at": [0.4, 1.0]},
+        {"solver": "sosra"},
     ],
 )
 def test_a_sample_is_the_same_alone_and_in_a_batch(options: dict[str, Any]):
@@ -320,7 +331,8 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(options: dict[str, Any]):
         args["solver"] = sk.solvers.get("sosra", "sde").__class__(compact=True)
         left = solve(sde, x0, (0.0, 2.0), **args)
         assert torch.equal(left.x, out.x)
-        assert torch.equal(left.xs, out.xs)
+        assert (left.xs is None) == (out.xs is None)
+        assert out.xs is None or torch.equal(left.xs, out.xs)
         assert torch.equal(left.event_at.nan_to_num(-1.0), out.event_at.nan_to_num(-1.0))
 
 

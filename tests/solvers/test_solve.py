@@ -208,8 +208,8 @@ BAD: list[tuple[str, type[Exception], str, Any]] = [
     (
         "gradient",
         UnknownNameError,
-        r"unknown gradient 'adjoint'",
-        lambda: solve(DECAY, X0, (0, 1), gradient="adjoint"),
+        r"unknown gradient 'forward'",
+        lambda: solve(DECAY, X0, (0, 1), gradient="forward"),
     ),
     (
         "numba",
