@@ -21,15 +21,17 @@ from sdekit.sde.rows import fold
 __all__ = [
     "correction_elementwise",
     "correction_matrix",
-    "derivative_along",
     "divergence_elementwise",
     "divergence_matrix",
+    "pullback",
+    "pushforward",
 ]
 
 FieldOfState = Callable[[Tensor], Tensor]
 
 
-def _pullback(field: FieldOfState, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def pullback(field: FieldOfState, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The field at x, and v -> sum_i v_i d_j field_i, the shape of x."""
     value, pull = torch.func.vjp(field, x)[:2]
     return value, lambda v: pull(v)[0]
 
@@ -42,25 +44,20 @@ def _load_forward_mode() -> None:
         torch.func.jvp(torch.neg, (torch.zeros(()),), (torch.zeros(()),))
 
 
-def _pushforward(field: FieldOfState, x: Tensor, v: Tensor) -> Tensor:
-    """The derivative of the field at x along v, the shape of the field."""
+def pushforward(field: FieldOfState, x: Tensor, v: Tensor) -> Tensor:
+    """sum_j v_j d_j field at x, the shape of the field, for x and v (B, *event): one forward product.
+
+    Of y -> G(y) W along v = G(x) W it is sum_kl L_k G_l W_k W_l, with L_k = sum_j G_jk d_j.
+    """
     _load_forward_mode()
     # Forward mode refuses expanded tensors, whose elements share memory.
     out: Tensor = torch.func.jvp(field, (x.contiguous(),), (v.reshape(x.shape).contiguous(),))[1]
     return out
 
 
-def derivative_along(field: FieldOfState, x: Tensor, v: Tensor) -> Tensor:
-    """sum_j v_j d_j field, the shape of the field, for x and v (B, *event): one forward product.
-
-    Of y -> G(y) W along v = G(x) W it is sum_kl L_k G_l W_k W_l, with L_k = sum_j G_jk d_j.
-    """
-    return _pushforward(field, x, v)
-
-
 def divergence_elementwise(field: FieldOfState, x: Tensor) -> Tensor:
     """d_i g_i^2, (B, *event), for g_i a function of x_i."""
-    return _pushforward(lambda y: field(y) ** 2, x, torch.ones_like(x))
+    return pushforward(lambda y: field(y) ** 2, x, torch.ones_like(x))
 
 
 def correction_elementwise(field: FieldOfState, x: Tensor) -> Tensor:
@@ -75,7 +72,7 @@ def divergence_matrix(field: FieldOfState, x: Tensor) -> Tensor:
     for j in range(g.shape[1]):
         direction = torch.zeros_like(g[..., 0])
         direction[:, j] = 1.0
-        dg = _pushforward(field, x, direction)
+        dg = pushforward(field, x, direction)
         total = total + fold(dg * g[:, j : j + 1] + g * dg[:, j : j + 1])
     return total.reshape(x.shape)
 
@@ -85,5 +82,5 @@ def correction_matrix(field: FieldOfState, x: Tensor) -> Tensor:
     g = field(x)
     total = torch.zeros_like(g[..., 0])
     for k in range(g.shape[2]):
-        total = total + _pushforward(field, x, g[..., k])[..., k]
+        total = total + pushforward(field, x, g[..., k])[..., k]
     return 0.5 * total.reshape(x.shape)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdekit.sde.calculus import FieldOfState, _pullback, _pushforward
+from sdekit.sde.calculus import FieldOfState, pullback, pushforward
 from sdekit.sde.rows import fold
 
 __all__ = ["Finding", "commutator", "dependence", "depends_on_state", "mixing", "perturbed"]
@@ -69,7 +69,7 @@ def _derivative(field: FieldOfState, x: Tensor, at: int, same: bool) -> Finding:
     direction = torch.zeros(x.numel(), dtype=x.dtype, device=x.device)
     direction[at] = 1.0
     try:
-        column = _pushforward(field, x, direction)[row]
+        column = pushforward(field, x, direction)[row]
     except RuntimeError:  # no forward mode: the pullback has found it, but not which element
         return Finding(math.nan, f"some dG_i/d{state} is not zero {point}")
     sizes = column.abs().reshape(-1).clone()
@@ -82,7 +82,7 @@ def _derivative(field: FieldOfState, x: Tensor, at: int, same: bool) -> Finding:
 
 def _relative(field: FieldOfState, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """(pullback of the field, 1/|G_i|, 1 where G_i = 0)."""
-    value, pull = _pullback(field, x)
+    value, pull = pullback(field, x)
     size = value.detach().abs()
     return pull, 1.0 / torch.where(size > 0, size, 1.0)
 
@@ -122,8 +122,8 @@ def commutator(field: FieldOfState, x: Tensor) -> Finding | None:
     like = g.new_empty(m)
     u, v = _numbers(like, 1.618), _numbers(like, 2.399) * (1.0 - 2.0 * (torch.arange(m, device=g.device) % 2))
     gu, gv = fold(g * u), fold(g * v)
-    forth = fold(_pushforward(field, x, gv) * u)
-    back = fold(_pushforward(field, x, gu) * v)
+    forth = fold(pushforward(field, x, gv) * u)
+    back = fold(pushforward(field, x, gu) * v)
     size = fold(g.abs() * (u.abs() + v.abs()))
     rate = (size / (1.0 + x.abs().reshape(size.shape))).amax(-1, keepdim=True)
     at = _largest(forth - back, forth.abs() + back.abs() + size * rate)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit.sde.calculus import _pushforward
+from sdekit.sde.calculus import pushforward
 from sdekit.solvers.base import NOISE_TYPES, Carry, Interval, Solver, register
 from sdekit.solvers.newton import Root, apply, inverse, jacobian
 from sdekit.solvers.rows import finite_rows, rms
@@ -167,7 +167,7 @@ class ImplicitMilstein(Theta):
         plain, t = super()._noise(system, x, interval), interval.times[0]
         if system.system.noise_type == "additive":
             return plain
-        slope = _pushforward(lambda y: system.system.noise_field(y, t), x, plain)
+        slope = pushforward(lambda y: system.system.noise_field(y, t), x, plain)
         twice = system.apply_noise(slope, interval.W)
         out: Tensor = plain + 0.5 * twice - system.system.correction(x, t) * abs(interval.h)
         return out

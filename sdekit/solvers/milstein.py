@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit.sde.calculus import derivative_along
+from sdekit.sde.calculus import pushforward
 from sdekit.solvers.base import Carry, Interval, Solver, register
 from sdekit.solvers.rows import length
 
@@ -62,7 +62,7 @@ class Milstein(_StrongOne):
             out: Tensor = system.apply_noise(sde.correction(x, t), square)
             return out
         along = system.apply_noise(g, W)
-        twice = derivative_along(lambda y: system.apply_noise(system.diffusion(y, t), W), x, along)
+        twice = pushforward(lambda y: system.apply_noise(system.diffusion(y, t), W), x, along)
         return 0.5 * twice - sde.correction(x, t) * abs(h) if ito else 0.5 * twice
 
 

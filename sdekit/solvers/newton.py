@@ -8,9 +8,7 @@ in any batch, on every device; the cost of `inverse` is n^3 per sample, for n up
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sdekit.errors import CapabilityError
+from sdekit.sde.calculus import pushforward
 from sdekit.sde.rows import fold
 
 __all__ = ["Root", "apply", "find_root", "inverse", "jacobian"]
@@ -30,28 +29,18 @@ class Root(NamedTuple):
     failed: Tensor
 
 
-@functools.cache
-def _load_forward_mode() -> None:
-    """torch loads its forward mode at first use, with a deprecation warning about its own inside."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.func.jvp(torch.neg, (torch.zeros(()),), (torch.zeros(()),))
-
-
 def jacobian(field: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """d field_i/d x_j of each sample, (B, n, n), by n forward-mode products of the whole batch.
 
     Rows of the field must not depend on other rows. Raises CapabilityError where torch.func cannot follow.
     """
-    _load_forward_mode()
     n = math.prod(x.shape[1:])
     columns = []
     for j in range(n):
         direction = torch.zeros(n, dtype=x.dtype, device=x.device)
         direction[j] = 1.0
-        tangent = direction.reshape(1, *x.shape[1:]).expand_as(x).contiguous()
         try:
-            column = torch.func.jvp(field, (x,), (tangent,))[1]
+            column = pushforward(field, x, direction.reshape(1, *x.shape[1:]).expand_as(x))
         except RuntimeError as error:
             raise CapabilityError(
                 f"an implicit step needs the derivative of the drift, and torch.func.jvp failed: {error}. "

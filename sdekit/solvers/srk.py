@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from sdekit.errors import CapabilityError
-from sdekit.sde.probes import dependence
+from sdekit.sde.probes import dependence, perturbed
 from sdekit.solvers import srk_tableaus as tableaus
 from sdekit.solvers.base import Attempt, Carry, EmbeddedSolver, Interval, register
 from sdekit.solvers.control import Controller
@@ -54,10 +54,12 @@ def check_additive(system: Any, x: Tensor, t: Tensor) -> None:
     sde = system.system
     if sde.noise_type == "additive":
         return
+    found, at = None, x.detach()
     try:
-        found = dependence(lambda y: sde.noise_field(y, t), x.detach())
-    except RuntimeError:  # torch.func cannot differentiate it: taken on trust, as noise types are
-        return
+        found = dependence(lambda y: sde.noise_field(y, t), at)
+        found = found or dependence(lambda y: sde.noise_field(y, t), perturbed(at))
+    except Exception:  # torch.func cannot differentiate it, or not near x: on trust, as noise types are
+        pass
     if found is not None:
         raise CapabilityError(
             f"this method is for noise that does not depend on the state, and that of {type(sde).__name__} "

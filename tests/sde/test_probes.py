@@ -62,9 +62,13 @@ def test_no_right_claim_is_refused(seed, rows, d, dtype):
     g, x = random(seed, rows, d, dtype)
     constant = torch.randn(d, generator=g, dtype=F64).to(dtype)
     claimed(lambda x: constant.expand_as(x), "additive").validate(x, 0.0)
-    claimed(lambda x: constant * torch.softmax(x, -1).sum(-1, keepdim=True), "additive").validate(x, 0.0)
+    one = lambda x: torch.softmax(x, -1).sum(-1, keepdim=True)  # noqa: E731  (slopes of rounding size)
+    claimed(lambda x: constant * one(x), "additive").validate(x, 0.0)
+    claimed(lambda x: constant * one(x), "diagonal").validate(x, 0.0)
     claimed(elementwise(g, d, dtype), "diagonal").validate(x, 0.0)
     m = 1 + seed % 4
+    spread = torch.randn(d, m, generator=g, dtype=F64).to(dtype)
+    claimed(lambda x: spread * one(x)[..., None], "commutative", m).validate(x, 0.0)
     claimed(commuting(g, d, m, dtype), "commutative", m).validate(x, 0.0)
     root = torch.randn(d, d, generator=g, dtype=F64)
     matrices = torch.stack([torch.matrix_power(root, k) for k in range(m)]).to(dtype)
@@ -147,6 +151,9 @@ def test_what_is_found_is_the_derivative():
 def test_noise_of_one_motion_commutes():
     x = torch.randn(3, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
     SDE(still, lambda x, t: torch.sin(x)[..., None], noise_type="commutative", noise_dim=1).validate(x, 0.0)
+    calls = []
+    assert commutator(lambda y: calls.append(1) or torch.sin(y)[..., None], x) is None
+    assert len(calls) == 1  # no product is needed
 
 
 def test_the_domain_is_respected():
@@ -216,6 +223,12 @@ class OnlyAdditive(OnlyDiagonal):
         (claimed(lambda x: torch.diag_embed(1 + x * x), "general", 2), OnlyDiagonal(), "in fact diagonal"),
         (
             claimed(lambda x: torch.stack([x, 2 * x, 3 * x], -1), "general", 3),
+            OnlyDiagonal(),
+            "in fact commutative",
+        ),
+        (claimed(lambda x: torch.stack([x, 2 * x], -1), "general", 2), OnlyDiagonal(), "in fact commutative"),
+        (
+            claimed(lambda x: torch.diag_embed((1 + x * x).flip(1) * torch.tensor([1.0, 0.0])), "general", 2),
             OnlyDiagonal(),
             "in fact commutative",
         ),

@@ -187,7 +187,7 @@ def test_positions_alone_give_the_score_of_the_pair(event):
         wide[:, :n, :n] = covs
         wide[:, n:, n:] = start * torch.eye(n, dtype=F64)
         joint = sk.GaussianMixture([0.3, 0.7], torch.stack([means, 0 * means], 1), wide)
-        for t in (tensor(0.3), tensor([0.3, 0.1, 0.9, 0.3])):
+        for t in (tensor(0.3), tensor([0.3, 0.9, 0.1, 0.3])):
             got = data.score(process)(x, t)
             torch.testing.assert_close(got, joint.score(process)(x, t), rtol=1e-10, atol=1e-10)
 

@@ -87,12 +87,12 @@ def test_a_diffusion_written_in_numpy() -> None:
     torch.testing.assert_close(*runs, rtol=1e-13, atol=1e-14)
 
 
-def test_derivative_along() -> None:
+def test_a_push_forward() -> None:
     """(v . d) of a matrix field, against the Jacobian."""
 
     def field(x: Tensor) -> Tensor:
         return torch.stack([torch.sin(x) * x.flip(1), x**3], dim=2)
 
     jacobian = torch.autograd.functional.jacobian(lambda x: field(x[None])[0], X[0])
-    found = calculus.derivative_along(field, X, X.flip(1))[0]
+    found = calculus.pushforward(field, X, X.flip(1))[0]
     torch.testing.assert_close(found, jacobian @ X[0].flip(0), rtol=1e-13, atol=1e-14)
