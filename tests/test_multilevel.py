@@ -138,3 +138,8 @@ def test_cost_grows_as_the_tolerance_squared():
         slope[solver] = math.log(costs[1] / costs[0]) / math.log(16)
     assert 1.85 < slope["milstein"] < 2.1
     assert slope["milstein"] + 0.1 < slope["euler-maruyama"] < 2.7
+
+
+def test_a_tolerance_beyond_any_memory_is_refused():
+    with pytest.raises(SolveError, match=r"asks for .*e\+1\d samples.*larger tolerance"):
+        run(1e-9, samples=100)

@@ -130,7 +130,8 @@ class Experiment:
             given = "x (B, *event)" if self.save_at is None else "a Solution"
             raise ShapeError(
                 f"functional must map {given} to (B,) or (B, k), one row for each of B = {count} samples, "
-                f"got {got}. Likely cause: it averages over the batch. Next: one value for each sample."
+                f"got {got}. Likely cause: it averages over the batch, or returns no tensor. Next: one value "
+                f"for each sample, as torch.as_tensor(...) where it is written in numpy."
             )
         self.scalar = out.ndim == 1
         values = out.detach().reshape(count, -1).to("cpu", torch.float64).numpy()

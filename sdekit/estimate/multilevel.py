@@ -20,6 +20,8 @@ __all__ = ["BIAS_SHARE", "Stage", "multilevel"]
 
 BIAS_SHARE = 0.25
 """Of the squared tolerance; the rest is for the variance (Giles 2015)."""
+MOST = 2**32
+"""Values that are kept, 16 bytes each: beyond any memory, and beyond any time."""
 START = 3
 """Levels at the beginning: two differences, to see the bias fall."""
 
@@ -108,6 +110,12 @@ def _allocate(stages: list[Stage], variance: float, rate: float) -> None:
         v = _variances(stages, rate)
         c = np.array([stage.cost / stage.size for stage in stages])
         wanted = np.ceil(np.sqrt(v / c) * np.sqrt(v * c).sum() / variance)
+        if wanted.sum() > MOST:
+            raise SolveError(
+                f"this tolerance asks for {wanted.sum():.2g} samples, and at most {MOST:.2g} are drawn. "
+                f"Likely cause: a tolerance in other units than the functional. Next: a larger tolerance: "
+                f"ten times larger needs a hundredth of the samples; or method='qmc'."
+            )
         missing = [max(int(n) - stage.size, 0) for n, stage in zip(wanted, stages, strict=True)]
         if all(count <= 0.01 * stage.size for count, stage in zip(missing, stages, strict=True)):
             return

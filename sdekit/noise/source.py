@@ -181,10 +181,18 @@ class TorchNoise(Noise):
 
     For comparison with codes that draw through torch. Samples depend on the batch around them.
 
-    generator: a torch.Generator on the device of the states; None is torch's global one.
+    generator: a torch.Generator on the device of the states; None is torch's global one. Raises TypeError for
+    anything else.
     """
 
     generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+            raise TypeError(
+                f"TorchNoise takes a torch.Generator, got {type(self.generator).__name__}. Next: "
+                f"TorchNoise(torch.Generator().manual_seed(0)), or Philox(seed)."
+            )
 
     def normal(self, draw: int, like: State, ids: Int64[Tensor, " B"]) -> State:
         """The next torch.randn of the shape of ``like``. Raises ValueError when the devices differ."""

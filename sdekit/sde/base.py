@@ -20,7 +20,7 @@ from sdekit.sde.contract import (
     check_name,
     check_span,
 )
-from sdekit.sde.rows import as_time, fold
+from sdekit.sde.rows import as_time, flat, fold
 
 __all__ = ["ODE", "SDE"]
 
@@ -167,17 +167,17 @@ class SDE:
     def apply_ggt(self, g: Tensor, v: Tensor) -> Tensor:
         """G G^T v, (B, *event), from ``g`` = noise_field(x, t) and ``v`` of x's shape."""
         if self.noise_type == "scalar":
-            return self.apply_noise(g, fold((g * v).reshape(v.shape[0], -1))[:, None])
+            return self.apply_noise(g, fold(flat(g * v))[:, None])
         if self._is_matrix:
-            product = (g * v[..., None]).reshape(v.shape[0], -1, g.shape[-1])
-            return self.apply_noise(g, fold(product.transpose(1, 2)))
+            product = (g * v[..., None]).movedim(-1, 1)
+            return self.apply_noise(g, fold(product.flatten(2) if v.ndim > 1 else product[..., None]))
         return g * g * v
 
     # Its derivatives.
 
     def _matrix_field(self, x: Tensor, t: Number) -> Tensor:
         g = self.noise_field(x, t)
-        return g.reshape(x.shape[0], -1, g.shape[-1] if self._is_matrix else 1)
+        return g.reshape(x.shape[0], math.prod(x.shape[1:]), g.shape[-1] if self._is_matrix else 1)
 
     def divergence_ggt(self, x: Tensor, t: Number) -> Tensor:
         """(div G G^T)_i = sum_j d_j (G G^T)_ij, (B, *event).

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdekit.errors import NotPositiveDefiniteError, check_count
 from sdekit.noise import Noise, as_noise
-from sdekit.sde.rows import fold, matvec, over_event
+from sdekit.sde.rows import flat, fold, matvec, over_event
 
 __all__ = ["LogNormal", "MultivariateNormal", "Normal", "PairNormal"]
 
@@ -43,7 +43,7 @@ class Normal(NamedTuple):
         """Log density in nats, (B,), summed over the event. Where std = 0 it is +inf or NaN."""
         z = (x - self.mean) / self.std
         terms = -0.5 * (z * z) - torch.log(self.std) - 0.5 * LOG_2PI
-        return fold(terms.reshape(terms.shape[0], -1))
+        return fold(flat(terms))
 
     def score(self, x: Tensor) -> Tensor:
         """The gradient of `log_prob`, -(x - mean)/std^2, (B, *event)."""
@@ -83,7 +83,7 @@ class LogNormal(NamedTuple):
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats at x > 0, (B,), summed over the event."""
         y = torch.log(x)
-        return Normal(self.loc, self.scale).log_prob(y) - fold(y.reshape(y.shape[0], -1))
+        return Normal(self.loc, self.scale).log_prob(y) - fold(flat(y))
 
     def score(self, x: Tensor) -> Tensor:
         """The gradient of `log_prob`, -(1 + (log x - loc)/scale^2)/x, (B, *event), at x > 0."""
@@ -205,7 +205,7 @@ class PairNormal(NamedTuple):
         """Log density in nats, (B,), summed over elements. Where a variance is 0 it is +inf or NaN."""
         sq, _, sv, a, b = self._white(x)
         terms = -0.5 * (a * a + b * b) - torch.log(sq * sv) - LOG_2PI
-        return fold(terms.reshape(terms.shape[0], -1))
+        return fold(flat(terms))
 
     def score(self, x: Tensor) -> Tensor:
         """The gradient of `log_prob`, -cov^-1 (x - mean), (B, 2, *event)."""

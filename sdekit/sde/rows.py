@@ -14,7 +14,7 @@ from torch import Tensor
 from sdekit._typing import Number
 from sdekit.errors import NonFiniteError, ShapeError
 
-__all__ = ["as_time", "constant", "fold", "matvec", "over_event", "parameter"]
+__all__ = ["as_time", "constant", "flat", "fold", "matvec", "over_event", "parameter"]
 
 
 def as_time(t: Number, x: Tensor) -> Tensor:
@@ -35,6 +35,11 @@ def over_event(c: Tensor, x: Tensor, name: str = "t") -> Tensor:
         f"{name} must have shape () or (B,) with B = {x.shape[0] if x.ndim else 1} samples, got "
         f"{tuple(c.shape)} for x of shape {tuple(x.shape)}. Next: {name}.flatten(), one time per sample."
     )
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, *event) -> (B, D), also for B = 0."""
+    return x[:, None] if x.ndim == 1 else x.flatten(1)
 
 
 def fold(p: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sdekit.errors import SolveError
 from sdekit.sde.base import SDE
-from sdekit.sde.rows import fold
+from sdekit.sde.rows import flat, fold
 from sdekit.solvers import adaptive, fixed
 from sdekit.solvers.base import Attempt, Carry, EmbeddedSolver, Interval, Solver
 from sdekit.solvers.leaves import Gradients
@@ -44,7 +44,7 @@ class _Augmented:
         self.field = system.stratonovich_drift if isinstance(system, SDE) else system.drift
 
     def pack(self, x: Tensor, a: Tensor) -> Tensor:
-        return torch.cat([x.flatten(1), a.flatten(1), x.new_zeros(len(x), 1)], 1)
+        return torch.cat([flat(x), flat(a), x.new_zeros(len(x), 1)], 1)
 
     def unpack(self, y: Tensor) -> tuple[Tensor, Tensor]:
         x, a = y.detach()[:, :-1].chunk(2, 1)
@@ -61,8 +61,8 @@ class _Augmented:
         if value.requires_grad:
             (found,) = torch.autograd.grad(value, x, a, retain_graph=True, allow_unused=True)
             slope = slope if found is None else found
-        q = -fold((a * value).flatten(1))[:, None]
-        return torch.cat([value.detach().flatten(1), -slope.flatten(1), q], 1)
+        q = -fold(flat(a * value))[:, None]
+        return torch.cat([flat(value.detach()), -flat(slope), q], 1)
 
     def drift(self, y: Tensor, t: Tensor) -> Tensor:
         return self._rates(y, lambda x: self.field(x, t))
@@ -167,7 +167,7 @@ def _adaptive(p: Problem, method: Solver, system: _Augmented, states: Any, slope
     times = sorted({p.t0, p.t1, *saved}, reverse=p.t1 > p.t0)
     for start, end in pairwise(times):
         x, a = _jump(x, a, saved.get(start, []), xs, axs)
-        size = a.flatten(1).abs().amax(1)
+        size = flat(a).abs().amax(1)
         size = torch.where(size > 0, size, torch.ones_like(size))
         unit = size.reshape(-1, *(1,) * (a.ndim - 1))
         section = replace(

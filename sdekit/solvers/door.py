@@ -114,9 +114,11 @@ def check_span(system: Any, span: Any) -> Floats:
     slack = 1e-6 * (high if math.isfinite(high) else 1.0)
     plain = isinstance(system, ODE) and process is system  # dx/dt = f(x, t) may use any times
     if not plain and (ts.min() < low - slack or ts.max() > high + slack):
+        other = f", or SDE(..., t_min={ts.min():g})" if type(process) is SDE and ts.min() < low else ""
         raise ValueError(
             f"span ({t0:g}, {t1:g}) leaves the times at which {process!r} holds, [{low:g}, {high:g}]. Likely "
-            f"cause: a negative or overshooting end, or a step index where a time is meant."
+            f"cause: a negative or overshooting end, or a step index where a time is meant. Next: a span "
+            f"within them{other}."
         )
     return ts
 
@@ -197,8 +199,13 @@ def save_times(save_at: Any, t0: float, t1: float) -> tuple[Floats, float]:
         return np.empty(0), 0.0
     if isinstance(save_at, Tensor):
         save_at = save_at.detach().cpu().numpy()
-    given = np.asarray(save_at)
-    ts = given.astype(np.float64)
+    try:
+        given = np.asarray(save_at)
+        ts = given.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"save_at must be a 1-D sequence of times, got {save_at!r}. Next: save_at=[{t1:g}]."
+        ) from error
     if ts.ndim != 1 or ts.size == 0 or not np.isfinite(ts).all():
         raise ValueError(f"save_at must be a 1-D sequence of finite times, got {save_at!r}.")
     eps = float(np.finfo(given.dtype).eps) if given.dtype.kind == "f" else 2.2e-16

@@ -25,7 +25,7 @@ from torch import Tensor
 from sdekit.errors import ShapeError, check_argument_order
 from sdekit.noise.source import Philox, Purpose
 from sdekit.sde.base import SDE
-from sdekit.sde.rows import fold, over_event
+from sdekit.sde.rows import flat, fold, over_event
 
 if TYPE_CHECKING:
     from sdekit.solvers.problem import Problem
@@ -42,7 +42,7 @@ class Event:
     """Where fn(X_t, t) crosses zero, as ``event=`` of `sdekit.solve`.
 
     fn: a callable (x, t) -> (B,), for x (B, *event) and t (B,), row by row. A sample that starts at zero has
-    not crossed.
+    not crossed. On an ODE two crossings within one step are not seen: shorter steps show them.
     terminal: the sample stops there, X at min(t, tau) from then on; False only notes the time.
     direction: 1 counts crossings from below, -1 from above, 0 both. On an SDE this is the side from which
     zero is first reached in a step.
@@ -153,7 +153,7 @@ class Watch:
         with torch.no_grad():
             g = self.sde.noise_field(x.detach(), (t if since is None else since).to(x.dtype))
             pull = self.sde.apply_ggt(g, slope)
-            return v.detach(), fold((slope * pull).reshape(len(x), -1)).to(torch.float64), pull
+            return v.detach(), fold(flat(slope * pull)).to(torch.float64), pull
 
     def after(
         self,
@@ -207,7 +207,7 @@ class Watch:
 
     @torch.no_grad()
     def _root(self, v0: Tensor, dense: Callable[[Tensor], Tensor], t: Tensor, h: Tensor) -> Tensor:
-        """By bisection, to the rounding of the state: the first theta at which the sign is another."""
+        """By bisection, to the rounding of the state: a theta at which the sign changes."""
         probe = dense(torch.zeros_like(v0))
         low, high = (torch.full_like(v0, end, dtype=probe.dtype) for end in (0.0, 1.0))
         for _ in range(1 - round(math.log2(torch.finfo(probe.dtype).eps))):

@@ -251,18 +251,28 @@ def _locate(p: Problem, walk: _Walk, status: NDArray[np.int64]) -> tuple[NDArray
             status[given_up] = Status.NOT_CONVERGED
             if (step < 0).all():
                 row = int(np.argmax(new))
-                cause = UNSOLVED if given_up[row] else _diagnose(p, before, interval, row)
+                cause = _diagnose(p, before, interval, row, solved=not given_up[row])
             step[new] = k
         if (step[failed] >= 0).all():
             break
     return step, cause
 
 
-def _diagnose(p: Problem, x: Tensor, interval: Interval, row: int) -> str:
-    """Why the row left the finite numbers in the step that began at x, and what to do."""
-    system, t, size = p.system.system, interval.times[0], float(x[row].abs().max())
+def _diagnose(p: Problem, x: Tensor, interval: Interval, row: int, solved: bool = True) -> str:
+    """Why the row left the finite numbers in the step that began at x, and what to do.
+
+    Fields are looked at where the step began, at the times of all its stages.
+    """
+    system, size = p.system.system, float(x[row].abs().max())
     fields = {"drift": system.drift, "diffusion": getattr(system, "noise_field", None)}
-    largest = {role: float(field(x, t)[row].abs().max()) for role, field in fields.items() if field}
+    sizes = {
+        role: [float(field(x, t)[row].abs().max()) for t in interval.times]
+        for role, field in fields.items()
+        if field
+    }
+    largest = {
+        role: next((v for v in found if not math.isfinite(v)), found[0]) for role, found in sizes.items()
+    }
     grown = size > 1e6 * (1 + float(p.x0[row].abs().max()))
     for role, value in largest.items():
         if not grown and not math.isfinite(value):
@@ -271,6 +281,15 @@ def _diagnose(p: Problem, x: Tensor, interval: Interval, row: int) -> str:
                 f"or coefficient, or a network that fails. Next: look at {role}(x, t) there, or end the "
                 f"span before it"
             )
+    if not grown and isinstance(system, SDE) and p.solver.name in ("milstein", "implicit-milstein"):
+        slope = system.correction(x, interval.times[0])[row]
+        if not bool(torch.isfinite(slope).all()):
+            return (
+                f"the derivative of the diffusion is not finite there, |x| <= {size:.3g}, as that of a "
+                f"square root at 0. Next: a method without derivatives, such as 'milstein-free'"
+            )
+    if not solved:
+        return UNSOLVED
     return (
         f"a step of {abs(interval.h):.3g} is too long for the drift (|drift| = {largest['drift']:.3g} at "
         f"|x| = {size:.3g}): the run is unstable. Next: more steps"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdekit.errors import CapabilityError, NonFiniteError, ShapeError
 from sdekit.sde.langevin import Langevin
-from sdekit.sde.rows import fold
+from sdekit.sde.rows import flat, fold
 from sdekit.solvers.base import Carry, Interval, Solver, register
 
 __all__ = ["MALA", "ULA", "Acceptance"]
@@ -88,7 +88,7 @@ class MALA(Solver):
             )
         score, density = system.drift(x, t), law.log_prob(x)
         stuck = torch.isnan(density) | (density == math.inf)
-        stuck |= ~torch.isfinite(score).reshape(x.shape[0], -1).all(dim=1)
+        stuck |= ~flat(torch.isfinite(score)).all(dim=1)
         if bool(stuck.any()):
             i = int(stuck.nonzero()[0])
             slope = "finite" if bool(torch.isfinite(score[i]).all()) else "not finite"
@@ -116,12 +116,12 @@ class MALA(Solver):
 def _squares(x: Tensor) -> Tensor:
     """|x|^2 of each sample, (B,) float64."""
     wide = x.double()
-    return fold((wide * wide).reshape(x.shape[0], -1))
+    return fold(flat(wide * wide))
 
 
 def _log_uniform(levy: Tensor, h: float) -> Tensor:
     """log of a uniform number of each sample, (B,) float64: log Phi of the first element of H's normal."""
-    out: Tensor = torch.special.log_ndtr(levy.reshape(levy.shape[0], -1)[:, 0].double() / math.sqrt(h / 12))
+    out: Tensor = torch.special.log_ndtr(flat(levy)[:, 0].double() / math.sqrt(h / 12))
     return out
 
 
@@ -143,7 +143,7 @@ class Acceptance:
                 f"this Acceptance was made for states of shape {tuple(self._last.shape)}, got "
                 f"{tuple(x.shape)}. Next: a new Acceptance(x0) for each run."
             )
-        self._moved += (x != self._last).reshape(x.shape[0], -1).any(dim=1)
+        self._moved += flat(x != self._last).any(dim=1)
         self._last = x
         self._steps += 1
 

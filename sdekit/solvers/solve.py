@@ -172,6 +172,11 @@ def solve(
             "gradient='checkpoint' draws the noise again in the backward pass, which TorchNoise cannot. "
             "Next: seed= or noise=Philox(seed), or gradient='backprop'."
         )
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"callback must be a callable (step, t, x), got {type(callback).__name__}. Next: "
+            f"callback=lambda step, t, x: print(step, t)."
+        )
     report = Report(progress, callback, t0, t1)
     on_path = (
         isinstance(system, SDE) and isinstance(source, BrownianTree) and event is None and traced is None

@@ -8,6 +8,7 @@ The iterated integrals of a step, in what a path gives (W, H), with I_1 = W and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,11 +56,9 @@ def check_additive(system: Any, x: Tensor, t: Tensor) -> None:
     if sde.noise_type == "additive":
         return
     found, at = None, x.detach()
-    try:
+    with suppress(Exception):  # torch.func cannot differentiate it, or not near x: on trust
         found = dependence(lambda y: sde.noise_field(y, t), at)
         found = found or dependence(lambda y: sde.noise_field(y, t), perturbed(at))
-    except Exception:  # torch.func cannot differentiate it, or not near x: on trust, as noise types are
-        pass
     if found is not None:
         raise CapabilityError(
             f"this method is for noise that does not depend on the state, and that of {type(sde).__name__} "

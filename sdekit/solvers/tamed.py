@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit.sde.rows import fold
+from sdekit.sde.rows import flat, fold
 from sdekit.solvers.base import NOISE_TYPES, Carry, Interval, Solver, register
 
 __all__ = ["TamedEuler"]
@@ -45,10 +45,10 @@ class TamedEuler(Solver):
 
 def _norm(x: Tensor) -> Tensor:
     """|x| of each sample, (B, 1, ..., 1); its gradient is 0 at 0, and large x do not overflow."""
-    flat = x.reshape(x.shape[0], -1)
-    largest = flat.detach().abs().amax(1, keepdim=True)
+    rows = flat(x)
+    largest = rows.detach().abs().amax(1, keepdim=True)
     scale = torch.where((largest > 0) & torch.isfinite(largest), largest, torch.ones_like(largest))
-    square = fold((flat / scale) ** 2)[:, None]
+    square = fold((rows / scale) ** 2)[:, None]
     safe = torch.where(square > 0, square, torch.ones_like(square))
     root = torch.where(square > 0, safe.sqrt() * scale, torch.zeros_like(square))
     return root.reshape(-1, *(1,) * (x.ndim - 1))

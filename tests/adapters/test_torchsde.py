@@ -339,3 +339,32 @@ def test_messages():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sdeint(sde, STATE, TIMES, dt=1 / 8, method="milstein", options={"grad_free": True})
+
+
+def test_times_may_be_negative():
+    """torchsde knows no first time, so an object of its kind is solved from any."""
+
+    class Drift:
+        noise_type, sde_type = "diagonal", "ito"
+
+        def f(self, t, y):
+            return t.expand_as(y)
+
+        def g(self, t, y):
+            return 0.0 * y
+
+    ys = sdeint(Drift(), torch.zeros(2, 1, dtype=torch.float64), [-2.0, -1.0, 0.0], dt=2**-6, method="euler")
+    assert ys[-1].flatten().tolist() == pytest.approx([-2.0, -2.0], abs=0.02)
+
+
+def test_a_path_of_no_kind_is_refused():
+    class Drift:
+        noise_type, sde_type = "diagonal", "ito"
+
+        def f(self, t, y):
+            return y
+
+        g = f
+
+    with pytest.raises(TypeError, match=r"bm must be a path.*got int. Next: seed="):
+        sdeint(Drift(), torch.zeros(2, 1), [0.0, 1.0], dt=0.25, bm=3)

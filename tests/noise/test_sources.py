@@ -93,6 +93,8 @@ def test_torch_noise_is_randn_in_call_order(device: torch.device, dtype: torch.d
     expected = [torch.randn(4, 3, generator=generator, dtype=dtype, device=device) for _ in range(3)]
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     torch.manual_seed(8)
+    with pytest.raises(TypeError, match=r"takes a torch.Generator, got int.*Philox\(seed\)"):
+        TorchNoise(0)  # type: ignore[arg-type]
     got = [TorchNoise().normal(0, like, ids)]
     torch.manual_seed(8)
     assert torch.equal(got[0], torch.randn(4, 3, dtype=dtype, device=device))

@@ -567,3 +567,14 @@ def test_a_run_that_cannot_be_traced_back_raises(device: torch.device) -> None:
     end = solve(ODE(lambda x, t: -100 * x), x0, (0.0, 1.0), gradient="adjoint", **options)
     with pytest.raises(SolveError, match=r"adjoint equation of 2 of 2 samples.*'rk45'.*max_steps=60"):
         end.x.sum().backward()
+
+
+@pytest.mark.parametrize("solver", ["tsit5", "rk4", "milstein"])
+def test_events_without_axes(solver: str) -> None:
+    """States (B,), one number a sample, as states (B, 1)."""
+    fields = (lambda x, t: torch.sin(x), lambda x, t: 0.3 * x)
+    system = SDE(*fields) if solver == "milstein" else ODE(fields[0])
+    x = torch.tensor([0.5, 1.0, 2.0], dtype=F64)
+    options = {"solver": solver, **({} if solver == "tsit5" else {"steps": 8})}
+    flat, wide = (loss_gradient(system, y, [], "adjoint", **options) for y in (x, x[:, None]))
+    torch.testing.assert_close(flat, wide, rtol=1e-12, atol=0)

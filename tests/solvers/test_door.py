@@ -97,3 +97,10 @@ def test_numpy_and_python_are_accepted() -> None:
     assert isinstance(out.numpy(), np.ndarray)
     assert out.ts.dtype == torch.float64
     assert torch.equal(out.xs[1], a)
+
+
+def test_arguments_of_another_kind() -> None:
+    message_of(
+        ValueError, r"save_at must be a 1-D sequence of times, got 'end'", GBM, X, (0, 1), save_at="end"
+    )
+    message_of(TypeError, r"callback must be a callable \(step, t, x\), got int", GBM, X, (0, 1), callback=3)

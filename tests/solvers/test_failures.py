@@ -75,6 +75,23 @@ def test_unstable_steps_are_told_from_singular_drifts(device: torch.device) -> N
         solve(loud, x0, (0.0, 10.0), steps=20)
 
 
+@pytest.mark.parametrize("solver", ["rk4", "tsit5", "dop853", "abm4", "kvaerno5"])
+def test_a_drift_that_fails_at_a_later_stage_is_named(solver: str, device: torch.device) -> None:
+    """At t = 0.25 it is finite, at t = 0.5, the end of the step, it is not: shorter steps would not help."""
+    x0 = torch.ones(1, 1, dtype=F64, device=device)
+    ends = ODE(lambda x, t: torch.where(t >= 0.5, torch.nan, -x))
+    with pytest.raises(SolveError, match=r"step 1 of 4.*the drift is not finite there, though the state is"):
+        solve(ends, x0, (0.0, 1.0), solver=solver, steps=4)
+
+
+def test_a_diffusion_without_a_derivative_is_named(device: torch.device) -> None:
+    root = SDE(lambda x, t: 1 - x, lambda x, t: x.abs().sqrt(), noise_type="diagonal")
+    x0 = torch.zeros(2, 1, dtype=F64, device=device)
+    with pytest.raises(NonFiniteError, match=r"derivative of the diffusion is not finite.*'milstein-free'"):
+        solve(root, x0, (0.0, 1.0), solver="milstein", steps=4)
+    assert solve(root, x0, (0.0, 1.0), solver="milstein-free", steps=4).ok
+
+
 def test_generators_in_call_order_cannot_be_asked_again(device: torch.device) -> None:
     with pytest.raises(
         NonFiniteError, match=r"First: sample 1 became NaN or infinite. Likely cause: not known"
@@ -118,3 +135,26 @@ def test_an_empty_batch(device: torch.device) -> None:
         out = solve(ODE(lambda x, t: -x), x, (0.0, 1.0), **options)
         assert (out.x.shape, out.ok) == ((0, 3), True)
     assert solve(geometric(), x, (0.0, 1.0), steps=3).x.shape == (0, 3)
+
+
+EMPTY = {
+    "additive": lambda x, t: torch.ones_like(x),
+    "diagonal": lambda x, t: 0.3 * x,
+    "scalar": lambda x, t: 0.3 * x,
+    "commutative": lambda x, t: torch.stack([0.3 * x, 0.2 * x], -1),
+    "general": lambda x, t: torch.stack([0.3 * x, 0.2 * x.sin()], -1),
+}
+
+
+@pytest.mark.parametrize("event", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("noise_type", EMPTY)
+def test_an_empty_batch_of_any_noise(noise_type: str, event: tuple[int, ...], device: torch.device) -> None:
+    """Derivatives, norms and crossings of no samples."""
+    x = torch.ones(0, *event, dtype=F64, device=device)
+    matrix = noise_type in ("commutative", "general")
+    sde = SDE(lambda x, t: -x, EMPTY[noise_type], noise_type=noise_type, noise_dim=2 if matrix else None)
+    level = {"event": lambda x, t: (x if x.ndim == 1 else x.flatten(1)[:, 0]) - 0.5}
+    implicit = "implicit-milstein" if noise_type != "general" else "implicit-euler"
+    for options in ({"solver": implicit}, {"solver": "tamed-euler"}, level):
+        assert solve(sde, x, (0.0, 1.0), steps=2, **options).x.shape == x.shape
+    assert sde.divergence_ggt(x, torch.zeros((), dtype=F64, device=device)).shape == x.shape

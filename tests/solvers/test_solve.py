@@ -89,7 +89,12 @@ BAD: list[tuple[str, type[Exception], str, Any]] = [
         lambda: solve(backward(), X0, (0.5, -0.1)),
     ),
     ("negative flow", ValueError, r"leaves the times at which VP", lambda: solve(flow(), X0, (0.5, -0.1))),
-    ("negative SDE", ValueError, r"leaves the times", lambda: solve(geometric(), X0, (-1, 1))),
+    (
+        "negative SDE",
+        ValueError,
+        r"leaves the times.*Next: .*SDE\(..., t_min=-1\)",
+        lambda: solve(geometric(), X0, (-1, 1)),
+    ),
     ("step index", ValueError, r"leaves the times.*step index", lambda: solve(VP(), X0, (0, 1000))),
     (
         "no steps",

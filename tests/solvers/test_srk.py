@@ -49,8 +49,8 @@ def test_order_conditions_of_additive_noise(name: str) -> None:
         beta1 @ c1,
         beta2 @ c1,
     ]
-    np.testing.assert_allclose(found, [1, 1, 0, 1, 1 / 2, 3 / 2, 1, -1], atol=2e-14)
-    np.testing.assert_allclose(c0, a, atol=1e-14)
+    np.testing.assert_allclose(found, [1, 1, 0, 1, 1 / 2, 3 / 2, 1, -1], rtol=0, atol=2e-14)
+    np.testing.assert_allclose(c0, a, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["SRIW1", "SRID2", "SOSRI"])
@@ -76,7 +76,7 @@ def test_order_conditions_of_diagonal_noise(name: str) -> None:
         "noise in time": (c1, a1 @ e),
     }
     for differential, (found, expected) in conditions.items():
-        np.testing.assert_allclose(found, expected, atol=2e-14, err_msg=differential)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-14, err_msg=differential)
 
 
 def altered(base: Any, **weights: Any) -> Any:

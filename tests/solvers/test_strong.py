@@ -131,6 +131,15 @@ def test_methods_refuse_noise_that_costs_their_order() -> None:
     for solver in ADDITIVE:
         with pytest.raises(CapabilityError, match=r"does not depend on the state.*does, dG\[.*'milstein'"):
             solve(moving, x[:, :2] + 0.1, (0, 1), solver=solver, steps=2)
+    even = sk.SDE(
+        lambda x, t: -x,
+        lambda x, t: torch.diag_embed(torch.cos(x)),
+        noise_type="commutative",
+        noise_dim=3,
+    )
+    for solver in ADDITIVE:  # cos has slope 0 where the run starts
+        with pytest.raises(CapabilityError, match=r"does not depend on the state.*does, dG\["):
+            solve(even, x, (0, 1), solver=solver, steps=2)
 
 
 # -- what every method keeps ------------------------------------------------------------------------------

@@ -24,9 +24,15 @@ __all__ = ["BrownianForTorchsde", "noise_of"]
 
 
 def noise_of(bm: Any, solver: Solver, adaptive: bool) -> Noise | None:
-    """``bm`` of torchsde's sdeint as the noise of a run. Raises CapabilityError where it knows too little."""
+    """``bm`` of torchsde's sdeint as the noise of a run. Raises CapabilityError where it knows too little,
+    TypeError for what is neither."""
     if bm is None or isinstance(bm, Noise):
         return bm
+    if not callable(bm):
+        raise TypeError(
+            f"bm must be a path of torchsde's kind, bm(ta, tb), or a Noise, got {type(bm).__name__}. "
+            f"Next: seed= for a number, or bm=sdekit.BrownianTree(seed)."
+        )
     if adaptive:
         raise CapabilityError(
             "adaptive=True asks the path of each sample at times of its own, which this bm cannot answer. "

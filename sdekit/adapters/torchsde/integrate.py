@@ -79,6 +79,7 @@ def sdeint(
     system = from_torchsde(
         sde, y0, noise_dim=getattr(bm, "shape", (0, None))[1], names=names, t0=float(times.reshape(-1)[0])
     )
+    system.t_min = min(system.t_min, float(times[0]))
     solver = _solver(system, method, adaptive, dict(options or {}))
     steps = {"rtol": rtol, "atol": atol} if adaptive else {"dt": float(dt)}
     found = solve(

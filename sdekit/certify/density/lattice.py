@@ -151,8 +151,9 @@ def _gain(n: int, spacing: float, excess: float) -> Tensor:
 
 
 def _transposed(y: Tensor, axis: Tensor, low: Tensor, found: Tensor) -> Band:
-    """found[i, b] at (axis_i, y_(low_i + b)) as a band with rows y."""
-    i, b = (found > 1e-26).nonzero(as_tuple=True)
+    """found[i, b] at (axis_i, y_(low_i + b)) as a band with rows y; what lies beyond y is rounding."""
+    place = low[:, None] + torch.arange(found.shape[1])
+    i, b = ((found > 1e-26) & (place < len(y))).nonzero(as_tuple=True)
     at = low[i] + b
     first = torch.full((len(y),), len(axis), dtype=torch.long).scatter_reduce(0, at, i, "amin")
     last = torch.full((len(y),), -1, dtype=torch.long).scatter_reduce(0, at, i, "amax")
