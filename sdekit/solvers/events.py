@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdekit.errors import ShapeError, check_argument_order
+from sdekit.errors import NonFiniteError, ShapeError, check_argument_order
 from sdekit.noise.source import Philox, Purpose
 from sdekit.sde.base import SDE
 from sdekit.sde.rows import flat, fold, over_event
@@ -120,8 +120,15 @@ class Watch:
         self.sde = p.system.system if isinstance(p.system.system, SDE) else None
 
     def start(self, x: Tensor, t: Tensor) -> Seen:
-        """At the first node; t: () or (B,) float64."""
+        """At the first node; t: () or (B,) float64. Raises NonFiniteError where fn is NaN there."""
         v, s2, _ = self._look(x, t)
+        if bool(v.isnan().any()):
+            bad = v.isnan().nonzero()[:, 0].tolist()
+            raise NonFiniteError(
+                f"event is NaN at the start of {len(bad)} of {len(v)} samples, first in row {bad[0]}. Likely "
+                f"cause: a root, logarithm or division of the state outside its range. Next: a function that "
+                f"is a number wherever the state may go."
+            )
         return Seen(torch.full_like(v, torch.nan), v, s2)
 
     def value(self, x: Tensor, t: Tensor) -> Tensor:

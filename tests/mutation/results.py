@@ -19,9 +19,9 @@ __all__ = ["Results"]
 class Results:
     """A folder with ``coverage.json`` and ``outcomes.jsonl``.
 
-    A kill holds while the function around the change and the test file that killed are as they were; a survivor
-    while the function and every test file are, and no more cases of a test are asked; a survivor that is proved
-    equivalent while the function is. (None looks at the rest of the library: `--fresh` forgets everything.)
+    A kill holds while the function around the change and the test file that killed are as they were; a
+    survivor while the function and every test file are, and no more cases of a test are asked; a survivor that
+    is proved equivalent while the function is. (None looks at the rest: `--fresh` forgets everything.)
     """
 
     def __init__(self, folder: Path, cases: int) -> None:

@@ -14,7 +14,7 @@ from scipy import integrate, stats
 from torch import Tensor
 
 import sdekit as sk
-from sdekit.errors import ArgumentOrderError, ShapeError
+from sdekit.errors import ArgumentOrderError, NonFiniteError, ShapeError
 from sdekit.noise import BrownianTree, Philox
 from sdekit.sde import ODE, SDE
 from sdekit.sde.classic import DriftedBrownian
@@ -370,6 +370,8 @@ def test_refusals():
     args: Any = (DriftedBrownian(), x0, (0.0, 1.0))
     with pytest.raises(ShapeError, match=r"one number for each sample, \(3,\), got \(3, 1\)"):
         solve(*args, event=lambda x, t: x)
+    with pytest.raises(NonFiniteError, match="NaN at the start of 3 of 3 samples, first in row 0"):
+        solve(*args, event=lambda x, t: (x[:, 0] - 2).sqrt())
     with pytest.raises(ArgumentOrderError):
         solve(*args, event=lambda t, x: x[:, 0])
     with pytest.raises(TypeError, match="event must be a callable"):

@@ -20,6 +20,7 @@ def test_the_interpolant_of_dormand_and_prince():
     """Its last term vanishes where the slope is a parabola: sum_i d_i c_i^k = 0, 0, 0, 1/4 for k from 0."""
     assert DORMAND_PRINCE.fsal
     moments = [
-        sum(d * c**k for d, c in zip(DORMAND_PRINCE.dense[0], DORMAND_PRINCE.c, strict=True)) for k in range(4)
+        sum(d * c**k for d, c in zip(DORMAND_PRINCE.dense[0], DORMAND_PRINCE.c, strict=True))
+        for k in range(4)
     ]
     assert moments == pytest.approx([0.0, 0.0, 0.0, 0.25], abs=5e-15)
