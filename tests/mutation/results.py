@@ -20,8 +20,8 @@ class Results:
     """A folder with ``coverage.json`` and ``outcomes.jsonl``.
 
     A kill holds while the function around the change and the test file that killed are as they were; a
-    survivor while the function and every test file are, and no more cases of a test are asked; a survivor that
-    is proved equivalent while the function is. (None looks at the rest: `--fresh` forgets everything.)
+    survivor while the function and every test file are, and no more cases of a test are asked; a survivor
+    that is proved equivalent while the function is. (None looks at the rest: `--fresh` forgets all.)
     """
 
     def __init__(self, folder: Path, cases: int) -> None:

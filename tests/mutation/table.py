@@ -164,6 +164,8 @@ def markdown(data: dict[str, Any]) -> dict[str, str]:
     )
     if total["judged"] < total["mutants"]:
         text += f" {total['mutants'] - total['judged']} are not judged yet and count as alive."
+    if old:
+        text += f" {len(old)} modules have changed since they were judged; they are marked."
     rows = []
     made: Counter[str] = Counter()
     killed: Counter[str] = Counter()
