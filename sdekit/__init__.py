@@ -28,12 +28,13 @@ from sdekit.certify.density import density as certify_density
 from sdekit.certify.exact import certify as _certify
 from sdekit.encode import RoundTrip, decode, encode, roundtrip
 from sdekit.errors import SdekitError
-from sdekit.matching import fit, losses, ncsn, nets
+from sdekit.likelihood import LogProb, log_prob
+from sdekit.matching import fit, fit_energy, losses, ncsn, nets, parzen, sgld
 from sdekit.noise import BrownianTree, Noise, Philox, Recorded, TorchNoise
 from sdekit.samplers import Grid, Plan, pilot, plan, sample
 from sdekit.samplers.latents import interpolate
 from sdekit.samplers.registry import samplers as _samplers
-from sdekit.score import Denoiser, numpy_score
+from sdekit.score import Denoiser, Energy, curl, numpy_score
 from sdekit.sde import (
     CIR,
     EDM,
@@ -93,6 +94,7 @@ __all__ = [
     "DiscreteVP",
     "DoubleWell",
     "Empirical",
+    "Energy",
     "Event",
     "Gaussian",
     "GaussianDiffusion",
@@ -102,6 +104,7 @@ __all__ = [
     "Heston",
     "Langevin",
     "LinearSDE",
+    "LogProb",
     "Lorenz63",
     "Noise",
     "OrnsteinUhlenbeck",
@@ -124,17 +127,22 @@ __all__ = [
     "certify_order",
     "certify_response",
     "check",
+    "curl",
     "decode",
     "encode",
     "estimate",
     "fit",
+    "fit_energy",
     "interpolate",
+    "likelihood",
+    "log_prob",
     "losses",
     "metrics",
     "ncsn",
     "nets",
     "numpy_score",
     "optimize_grid",
+    "parzen",
     "pilot",
     "plan",
     "probability_flow",
@@ -142,6 +150,7 @@ __all__ = [
     "roundtrip",
     "sample",
     "samplers",
+    "sgld",
     "solve",
     "solvers",
 ]

@@ -25,9 +25,10 @@ VP SubVP VE Cosine EDM RectifiedFlow DiscreteVP GaussianDiffusion
 LinearSDE OrnsteinUhlenbeck BrownianMotion GeometricBrownian Langevin
 reverse probability_flow Denoiser pilot numpy_score Gaussian GaussianMixture Empirical
 sample solve plan samplers solvers certify Certificate certify_monte_carlo
-encode decode roundtrip RoundTrip interpolate losses ncsn fit nets
+encode decode roundtrip RoundTrip interpolate log_prob LogProb likelihood losses ncsn fit nets
 certify_response certify_order certify_density optimize_grid calibrate metrics check Verdict estimate
 Adjoint BrownianTree Event CIR CriticallyDampedLangevin DoubleWell Heston Lorenz63 UnderdampedLangevin
+fit_energy parzen sgld
 """)
 
 SAMPLER_NAMES = words("""
@@ -51,6 +52,7 @@ SIGNATURES = {
     " throw gradient parallel tolerance",
     "roundtrip": "model x * sampler steps nfe grid batch_size dtype device",
     "interpolate": "z0 z1 weights method",
+    "log_prob": "model x * prior t_min trace probes rtol atol seed",
     "certify": "sampler target process * steps nfe grid end eta predicts against model perturbation",
     "optimize_grid": "sampler target process * steps",
     "calibrate": "model * shape steps nfe end trajectories seed",
