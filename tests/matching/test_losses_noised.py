@@ -126,7 +126,7 @@ def wrong(process):
     return exact, of
 
 
-@pytest.mark.parametrize("weighting", ["noise", "sigma^2", "likelihood", "edm", "min-snr", "pair"])
+@pytest.mark.parametrize("weighting", ["noise", "sigma^2", "likelihood", "edm", "min-snr", "pair", "score"])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_weightings_are_those_of_the_papers_whatever_is_predicted(name, weighting):
     process = PROCESSES[name]
@@ -144,8 +144,10 @@ def test_weightings_are_those_of_the_papers_whatever_is_predicted(name, weightin
         "edm": (rho**2 + S**2) / (rho * S) ** 2 * data_error,  # Karras et al. 2022, table 1
         "min-snr": torch.clamp(1 / rho**2, max=5.0) * data_error,  # Hang et al. 2023
         "pair": (1 + t) * data_error,
+        "score": (1 + t) * score_error,
     }[weighting]
-    choice = ("x0", lambda t: 1 + t) if weighting == "pair" else weighting
+    pairs = {"pair": ("x0", lambda t: 1 + t), "score": ("score", lambda t: 1 + t)}
+    choice = pairs.get(weighting, weighting)
     for kind in KINDS:
         value = losses.denoising(of(kind), x0, t=t, weighting=choice, noise=sk.Recorded([eps]))
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-12, msg=lambda m, k=kind: f"{k}: {m}")
@@ -205,6 +207,10 @@ def test_the_edm_law_is_the_normal_of_the_paper():
     narrow = sk.EDM(sigma_min=0.5, sigma_max=1.0)
     t = losses.training_times(narrow, 100, law="edm")
     assert 0.5 <= float(t.min()) <= float(t.max()) <= 1.0
+    u = torch.tensor([0.1, 0.5, 0.9], dtype=DOUBLE)
+    cut = stats.truncnorm((math.log(0.5) + 1.2) / 1.2, 1.2 / 1.2, -1.2, 1.2)
+    expected = torch.from_numpy(cut.ppf(u.numpy())).exp()
+    torch.testing.assert_close(losses.log_normal_times(narrow)(u), expected)
     with pytest.raises(ValueError, match="std must be"):
         losses.log_normal_times(sk.EDM(), std=0.0)
 
@@ -303,6 +309,8 @@ def test_interpolants_begin_and_end_at_the_samples():
     for path in losses.INTERPOLANTS.values():
         for f, expected in ((path.a, [1, 0]), (path.b, [0, 1]), (path.c, [0, 0])):
             torch.testing.assert_close(f(ends), torch.tensor(expected, dtype=DOUBLE), rtol=0, atol=1e-15)
+    for name in ("linear", "trigonometric"):
+        assert float(losses.INTERPOLANTS[name].c(torch.tensor(0.1, dtype=DOUBLE))) == pytest.approx(0.3)
 
 
 def test_flow_matching_is_the_velocity_of_the_straight_line():
