@@ -17,8 +17,9 @@ from sdekit.estimate.result import Estimate
 from sdekit.noise.source import Noise, Philox
 from sdekit.sde.base import ODE, SDE
 from sdekit.solvers.base import Solver, get
-from sdekit.solvers.door import check_span, check_system, fixed_grid, match_solver, save_times
+from sdekit.solvers.door import check_system, match_solver
 from sdekit.solvers.external import External
+from sdekit.solvers.times import check_span, fixed_grid, save_times
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -29,21 +29,18 @@ from sdekit.solvers.adjoint import Adjoint
 from sdekit.solvers.base import Solver, get
 from sdekit.solvers.door import (
     as_source,
-    between,
     check_event,
     check_noise,
     check_order,
-    check_span,
     check_system,
     check_tolerances,
-    fixed_grid,
     match_solver,
-    save_times,
 )
 from sdekit.solvers.events import Event, as_event
 from sdekit.solvers.external import External
 from sdekit.solvers.problem import Counted, Outcome, Problem
 from sdekit.solvers.report import Report
+from sdekit.solvers.times import between, check_span, fixed_grid, save_times
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
