@@ -7,19 +7,21 @@ DOCS_STAMP := $(VENV)/.installed-docs
 
 PEERS := .venv-peers
 
-.PHONY: help peers-env test-peers demo test test-all mutate lint format bench docs league clean
+.PHONY: help peers-env test-peers demo test test-all test-gpu mutate lint format bench bench-check docs league clean
 
 help:
 	@echo "make demo      train on real digits, sample, certify, draw the pictures in demo/"
 	@echo "make test      the test suite (under 10 minutes on 2 cores)"
 	@echo "make test-all  the same with the slow tests"
+	@echo "make test-gpu  noise, kernels, samplers and solvers on this machine's CUDA device"
 	@echo "make mutate    every formula broken once: which test notices (hours); docs/reference/mutations.json"
 	@echo "make lint      ruff, mypy --strict, import-linter"
 	@echo "make docs      the documentation, its examples executed: docs/_build/html/index.html"
 	@echo "make league    the table of exact errors, docs/reference/league.json"
-	@echo "make peers-env  .venv-peers: diffusers, k-diffusion and azula, for the accuracy benchmark"
-	@echo "make test-peers the same samplers side by side with theirs"
-	@echo "make bench     speed ratios, written to benchmarks/results/"
+	@echo "make peers-env  .venv-peers: the libraries that the benchmarks compare with"
+	@echo "make test-peers the same samplers side by side with theirs; the CUDA kernels, interpreted"
+	@echo "make bench     all benchmarks (an hour; in .venv-peers where it is), written to benchmarks/results/"
+	@echo "make bench-check  the quick ones against the committed ratios: fails on a loss of more than 20 %"
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,6 +38,9 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -n auto
 
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest --device cuda tests/noise tests/kernels tests/samplers tests/solvers -m "not slow"
+
 mutate: $(STAMP)
 	$(BIN)/python -m tests.mutation --workers $$(nproc)
 
@@ -49,8 +54,14 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Without the libraries to compare with, what needs them is reported as absent.
+BENCH_PYTHON = $(if $(wildcard $(PEERS)/bin/python),$(PEERS),$(VENV))/bin/python
+
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.run
+	$(BENCH_PYTHON) -m benchmarks.run
+
+bench-check: $(STAMP)
+	$(BENCH_PYTHON) -m benchmarks.check
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
@@ -73,7 +84,7 @@ $(PEERS)/.installed: pyproject.toml constraints.txt constraints-peers.txt
 peers-env: $(PEERS)/.installed
 
 test-peers: $(PEERS)/.installed
-	$(PEERS)/bin/python -m pytest tests/peers
+	$(PEERS)/bin/python -m pytest tests/peers tests/noise/test_cuda.py tests/kernels/test_cuda.py
 
 clean:
 	rm -rf $(VENV) demo docs/_build docs/_generated docs/jupyter_execute .pytest_cache .mypy_cache .ruff_cache .hypothesis

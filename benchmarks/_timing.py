@@ -13,14 +13,14 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["compare", "stamp"]
+__all__ = ["compare", "quartiles", "race", "spread", "stamp"]
 
 
 def _seconds(fn: Callable[[], Any], calls: int, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -76,6 +76,51 @@ def compare(
             }
         out[name] = {key: float(f"{value:.4g}") for key, value in row.items()}
     return out
+
+
+def race(
+    candidates: Mapping[str, Callable[[], Any]],
+    repetitions: Mapping[str, int],
+    *,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, list[float]]:
+    """Seconds of single calls, the candidates in turn: round k times those with more than k repetitions.
+
+    For work too long to repeat within a slice; what a first call compiles is the caller's to have done. The
+    default clock counts the CPU seconds of all threads of the process.
+    """
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(max(repetitions.values())):
+        for name, fn in candidates.items():
+            if turn < repetitions[name]:
+                times[name].append(_seconds(fn, 1, clock))
+    return times
+
+
+def spread(
+    values: Sequence[float] | float, *, better: str, wanted: float | None = None
+) -> dict[str, float | str | None]:
+    """A figure as `benchmarks.check` reads it: {"median", "low", "high", "better", "wanted"}.
+
+    values: the ratio in each repetition; low and high are their quartiles. A single number, of what is
+    computed and not timed, is all three. better: "lower" or "higher".
+    """
+    if better not in ("lower", "higher"):
+        raise ValueError(f'better must be "lower" or "higher", got {better!r}.')
+    found = [values] if isinstance(values, int | float) else list(values)
+    quartiles = statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else 3 * found
+    low, median, high = (float(f"{x:.4g}") for x in quartiles)
+    return {"median": median, "low": low, "high": high, "better": better, "wanted": wanted}
+
+
+def quartiles(
+    row: Mapping[str, float], *, better: str, wanted: float | None = None, inverse: bool = False
+) -> dict[str, float | str | None]:
+    """`spread` of a row of `compare`; ``inverse``: of how many times longer it takes, not faster it is."""
+    low, median, high = row["ratio_low"], row["ratio"], row["ratio_high"]
+    if inverse:
+        low, median, high = (float(f"{1.0 / x:.4g}") for x in (high, median, low))
+    return {"median": median, "low": low, "high": high, "better": better, "wanted": wanted}
 
 
 def _processor() -> str:

@@ -36,6 +36,7 @@ from torch import Tensor
 
 import sdekit as sk
 from benchmarks._cache import digest, folder, read_json, write_json
+from benchmarks._timing import spread
 from benchmarks.problems import CLOSED_FORM, LEARNED, Problem, problem
 from sdekit.samplers.base import Sampler
 from sdekit.samplers.registry import SAMPLERS
@@ -305,7 +306,7 @@ def peer_best(suite: str) -> dict[int, tuple[str, dict[str, float]]]:
 
 
 def run(workers: int = 2, fresh: str = "") -> dict[str, Any]:
-    """{"table", "peers", "ratios", "geometric means", "errors"}; see the top."""
+    """{"table", "ratios", "peers", "by problem", "evaluations", "cases"}; see the top."""
     own, others = ours(), peer_names()
     print(f"{len(own)} samplers of ours, {len(others)} configurations to compare with", flush=True)
     if others == list(STAND_INS):
@@ -324,9 +325,9 @@ def compare(own: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
     from benchmarks._accuracy_report import draw, lines
 
     tables = {suite: {n: cells(n, [*own, *others]) for n in names} for suite, names in SUITES.items()}
-    table, ratios, means = [], {}, {}
+    table, single, means = [], {}, {}
     for suite, problems in tables.items():
-        ratios[suite], means[suite] = {}, {}
+        single[suite], means[suite] = {}, {}
         for nfe in EVALUATIONS:
             mine, order = medians(problems, DEFAULT, nfe), rank(problems, others, nfe)
             if mine is None or not order:
@@ -334,7 +335,7 @@ def compare(own: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
             mean, name, theirs = order[0]
             each = {p: mine[p] / theirs[p] for p in problems}
             worst = max(each, key=lambda p: each[p])
-            ratios[suite][nfe] = {p: float(f"{r:.3g}") for p, r in each.items()}
+            single[suite][nfe] = {p: float(f"{r:.3g}") for p, r in each.items()}
             table.append(
                 {
                     "suite": suite,
@@ -355,8 +356,17 @@ def compare(own: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
         "table": table,
         "peers": len(others),
         "evaluations": EVALUATIONS,
-        "ratios": ratios,
+        "ratios": ratios(table),
+        "by problem": single,
         "cases": lines(means, tables, own),
+    }
+
+
+def ratios(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The default's error over the best peer's, geometric mean over the problems, by suite and nfe."""
+    return {
+        f"{row['suite']}, {row['nfe']}: error over the best peer": spread(row["ratio"], better="lower")
+        for row in table
     }
 
 

@@ -26,6 +26,7 @@ import torch
 
 import sdekit as sk
 from benchmarks._cache import digest, folder, read_json, write_json
+from benchmarks._timing import spread
 from benchmarks.accuracy import DEFAULT, SUITES, cells, errors, figures, geometric, loaded, peer_best
 from sdekit.certify.calibrate import calibrate
 
@@ -82,7 +83,7 @@ def _default(name: str, nfe: int) -> float:
 
 
 def run(suites: Sequence[str] = tuple(SUITES), evaluations: Sequence[int] = EVALUATIONS) -> dict[str, Any]:
-    """{"table", "cases"}; see the top."""
+    """{"table", "ratios", "cases"}; see the top."""
     torch.set_num_threads(1)
     table: list[dict[str, Any]] = []
     cases: list[dict[str, Any]] = []
@@ -119,7 +120,16 @@ def run(suites: Sequence[str] = tuple(SUITES), evaluations: Sequence[int] = EVAL
             cases += rows
             table.append(_summary(suite, rows, peer))
             table.append(_summary(f"{suite}, not in design", [r for r in rows if not r["in design"]], peer))
-    return {"table": table, "cases": cases}
+    return {"table": table, "ratios": ratios(table), "cases": cases}
+
+
+def ratios(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Errors over those of the best peer and of the default sampler, geometric means, by suite and nfe."""
+    return {
+        f"{row['suite']}, {row['nfe']}: error {which}": spread(row[which], better="lower")
+        for row in table
+        for which in ("over peer", "over default")
+    }
 
 
 def _summary(label: str, rows: Sequence[dict[str, Any]], peer: str) -> dict[str, Any]:

@@ -8,11 +8,12 @@ generator: so the speed of the generator is the first comparison, of the object 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from benchmarks._timing import compare
+from benchmarks._timing import compare, quartiles
 from sdekit.noise import Philox, philox
 from sdekit.noise.cpu import fill
 
@@ -21,6 +22,7 @@ DTYPES = (torch.float32, torch.float64)
 WANTED = {"float32": 3.0, "float64": 6.0}
 """Times torch, in memory that is there."""
 SMALL = (1, 16)
+QUICK = ("fill float32 1e6", "fill float64 1e6")
 
 
 def _case(shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Any]:
@@ -48,8 +50,31 @@ def _case(shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def ratios(cases: Mapping[str, Any]) -> dict[str, Any]:
+    """Times the speed of torch, {"fill float32 1e6": ..., "Philox.normal float32 1e6": ...}."""
+    found = {
+        f"fill {name}": quartiles(case["fill"], better="higher", wanted=WANTED[name.split()[0]])
+        for name, case in cases.items()
+    }
+    return found | {
+        f"Philox.normal {name}": quartiles(case["Philox.normal"], better="higher")
+        for name, case in cases.items()
+    }
+
+
+def quick() -> dict[str, Any]:
+    """The fills of 10^6 numbers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        cases = {f"{str(t).removeprefix('torch.')} 1e6": _case(SHAPES["1e6"], t) for t in DTYPES}
+    finally:
+        torch.set_num_threads(before)
+    return {"ratios": {name: row for name, row in ratios(cases).items() if name.startswith(QUICK)}}
+
+
 def run() -> dict[str, Any]:
-    """{"cases": {"float32 1e6": ...}, "small": ..., "ratios": {case: times normal_}, "wanted", "met"}."""
+    """{"cases": {"float32 1e6": ...}, "call_1x16_us": ..., "ratios": times the speed of torch}."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -63,7 +88,6 @@ def run() -> dict[str, Any]:
         small = compare({"torch": lambda: torch.randn(SMALL), "sdekit": lambda: noise.normal(3, like, ids)})
     finally:
         torch.set_num_threads(before)
-    ratios = {name: case["fill"]["ratio"] for name, case in cases.items()}
     return {
         "table": [
             {
@@ -77,8 +101,6 @@ def run() -> dict[str, Any]:
             for name, case in cases.items()
         ],
         "call_1x16_us": {"sdekit": small["sdekit"]["best_us"], "torch randn": small["torch"]["best_us"]},
-        "ratios": ratios,
-        "wanted": WANTED,
-        "met": all(ratio >= WANTED[name.split()[0]] for name, ratio in ratios.items()),
+        "ratios": ratios(cases),
         "cases": cases,
     }

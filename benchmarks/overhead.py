@@ -1,17 +1,21 @@
-"""What the library costs beside the network, a certificate, and its import.
+"""What the library costs beside the network, a certificate, its import, and the memory of typical runs.
 
 - `sample` at 1 x 16, eager, one thread: time a step beyond the network's own calls, 50 steps: with a plan,
   by name, and by name for the first time, when the plan is made. Wanted: under 60 us with a plan and by name.
 - `certify` of a 64-dimensional Gaussian, 50 steps, the plan made anew. Wanted: under 50 ms.
+- A step of `sample` with a plan, over a step written by hand: x.mul_(a).add_(prediction, alpha=b).
 - `import sdekit` against `import torch`, fresh interpreters in turn. Wanted: under 1.5 times.
+- Peak memory in units of the state, beyond a small run that has imported and compiled what is needed:
+  `sample` of 256 x 3 x 64 x 64, 20 steps, a network that returns its input, and `solve` of 10^7 paths.
 
-The first two run on one thread and are timed in CPU seconds of that thread, which on an idle machine is wall
-time, and on a shared one does not count the others' turns. Best and median over interleaved repetitions.
+The first three run on one thread and are timed in CPU seconds of that thread, which on an idle machine is
+wall time, and on a shared one does not count the others' turns. Best and median over interleaved repetitions.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import subprocess
 import sys
@@ -23,11 +27,14 @@ import torch
 from torch import Tensor
 
 import sdekit as sk
+from benchmarks._memory import above_import
+from benchmarks._timing import compare, quartiles, spread
 from sdekit.samplers.build import _cached_build
 from sdekit.samplers.registry import SAMPLERS
 
 SHAPE = (1, 16)
 STEPS = 50
+QUICK = ("step over", "import")
 GATED = ("kernel-quadrature", "ddim", "euler-maruyama")
 WANTED = {"step_us": 60.0, "certificate_ms": 50.0, "import_ratio": 1.5}
 
@@ -92,6 +99,60 @@ def _steps() -> list[dict[str, Any]]:
     return rows
 
 
+def _against_hand() -> dict[str, Any]:
+    """Time a step, the network included, over that of a loop written by hand with the same network."""
+    process, t = sk.VP(), torch.zeros(SHAPE[0])
+    model = sk.Denoiser(_network, process, predicts="eps", data_std=1.0)
+
+    def by_hand() -> Tensor:
+        x = torch.zeros(SHAPE)
+        with torch.inference_mode():
+            for _ in range(STEPS):
+                x.mul_(0.99).add_(_network(x, t), alpha=0.01)
+        return x
+
+    found = {}
+    for name in GATED:
+        plan = sk.plan(name, process, steps=STEPS)
+        ours = {"sdekit": lambda plan=plan: sk.sample(model, SHAPE, sampler=plan)}
+        row = compare(ours | {"by hand": by_hand}, repetitions=15, clock=time.thread_time)["by hand"]
+        found[f"step over one by hand: {name}"] = quartiles(row, better="lower")
+    return found
+
+
+def _memory() -> dict[str, Any]:
+    """Peak memory beyond a small run, in units of the state."""
+    process = "sk.VP(), predicts='eps', data_std=1.0"
+    model = f"import torch, sdekit as sk; model = sk.Denoiser(lambda x, t: x, {process})"
+    run = "sk.sample(model, {shape}, sampler={name!r}, steps=20)"
+    shape = (256, 3, 64, 64)
+    found = {}
+    for name in (*GATED, "gaussian-split"):
+        small = f"{model}; {run.format(shape=(2, 3, 64, 64), name=name)}"
+        peak = above_import(small, run.format(shape=shape, name=name))
+        found[f"states held: sample, {name}"] = (peak, 4e-6 * math.prod(shape))
+    system = "import torch, sdekit as sk; p = sk.OrnsteinUhlenbeck(1.0, 0.0, 0.5)"
+    solve = "sk.solve(p, torch.ones({paths}, 1), (0.0, 1.0), steps=10)"
+    peak = above_import(f"{system}; {solve.format(paths=8)}", solve.format(paths=10**7))
+    found["states held: solve"] = (peak, 40.0)
+    return {name: spread(mb / state, better="lower") for name, (mb, state) in found.items() if mb is not None}
+
+
+def quick() -> dict[str, Any]:
+    """A step against one by hand, and the import."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ratios = _against_hand()
+    finally:
+        torch.set_num_threads(before)
+    return {"ratios": ratios | _import_ratio(_imports(5))}
+
+
+def _import_ratio(imports: Mapping[str, float]) -> dict[str, Any]:
+    return {"import over torch's": quartiles(imports, better="lower", wanted=WANTED["import_ratio"])}
+
+
 def _certificates() -> dict[str, dict[str, float]]:
     """Milliseconds a certificate, D = 64, 50 steps."""
     variance = torch.logspace(0, -3, 64, dtype=torch.float64)
@@ -127,11 +188,11 @@ def _imports(pairs: int = 9) -> dict[str, float]:
 
 
 def run() -> dict[str, Any]:
-    """{"table": microseconds a step, "certificates": milliseconds, "import": ..., "wanted", "met"}."""
+    """{"table": microseconds a step, "certificates": milliseconds, "import", "ratios", "wanted", "met"}."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        steps, certificates = _steps(), _certificates()
+        steps, certificates, hand = _steps(), _certificates(), _against_hand()
     finally:
         torch.set_num_threads(before)
     imports = _imports()
@@ -140,6 +201,7 @@ def run() -> dict[str, Any]:
         "table": steps,
         "certificates": certificates,
         "import": imports,
+        "ratios": hand | _import_ratio(imports) | _memory(),
         "wanted": WANTED,
         "met": {
             "step": {name: worst[name] < WANTED["step_us"] for name in GATED},

@@ -1,7 +1,9 @@
 """python -m benchmarks.run [names]: every module here that has a `run()`, or those named.
 
-Writes benchmarks/results/NAME.json, {"stamp": machine, versions, date, "seconds", "result": run()}, and
-prints the result: its "table", a list of rows, where it has one; else everything.
+Writes benchmarks/results/NAME.json, {"stamp": machine, versions, date, "seconds", "result": run()}, prints
+the result (its "table", a list of rows, where it has one; else everything), and draws all ratios in
+benchmarks/results/summary.png. A benchmark that needs what is not here, and so raises
+ModuleNotFoundError or returns {"absent": reason}, is reported as absent; a committed result stays.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import _summary
+from benchmarks._summary import RESULTS
 from benchmarks._timing import stamp
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 
 
 def discover() -> list[str]:
@@ -59,18 +62,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in names:
         print(f"\n## {name}", flush=True)
         where, start = stamp(), time.perf_counter()
-        result = importlib.import_module(f"benchmarks.{name}").run()
+        result = measured(name)
+        if set(result) == {"absent"}:
+            print(f"absent: {result['absent']}")
+            continue
         record = {"stamp": where, "seconds": round(time.perf_counter() - start, 1), "result": result}
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-        if isinstance(result, dict) and "table" in result:
+        if "table" in result:
             print(render(result["table"]))
-            rest = {k: v for k, v in result.items() if k not in ("table", "cases")}
+            rest = {k: v for k, v in result.items() if k not in ("table", "cases", "ratios")}
             print("\n".join(f"{key}: {json.dumps(value)}" for key, value in rest.items()))
         else:
             print(json.dumps(result, indent=1))
+        if "ratios" in result:
+            print(_summary.markdown([{"ratio": k, **v} for k, v in result["ratios"].items()]))
         print(
             f"{record['seconds']} s on {where['processor']}, {where['cores']} cores, torch {where['torch']}"
         )
+    draw()
+
+
+def measured(name: str) -> dict[str, Any]:
+    """The result of one benchmark, {"absent": reason} where it needs a package that is not here."""
+    try:
+        result: dict[str, Any] = importlib.import_module(f"benchmarks.{name}").run()
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] in ("sdekit", "benchmarks"):
+            raise
+        return {"absent": f"{error.name} is not installed"}
+    return result
+
+
+def draw() -> None:
+    """All ratios in a picture, where matplotlib is installed."""
+    try:
+        _summary.draw(_summary.collect())
+    except ModuleNotFoundError as error:
+        print(f"no picture: {error.name} is not installed")
 
 
 if __name__ == "__main__":
