@@ -22,9 +22,9 @@ from torch import Tensor
 
 from sdekit.noise import philox
 from sdekit.noise._jit import inline, load, offset, pointer, scratch, store
-from sdekit.noise._normals import HALF_WORD, MASK, pair32, pair64, words
+from sdekit.noise._normals import HALF_WORD, MASK, lane_normals, lane_words, pair32, pair64, row_words, words
 
-__all__ = ["checked", "fill", "fill_blocks"]
+__all__ = ["PARALLEL_BYTES", "checked", "cut", "fill", "fill_blocks"]
 
 _U, _I = np.uint64, np.int32
 _INT32, _INT64, _UINT64, _FLOAT32, _FLOAT64 = _I(0), np.int64(0), _U(0), np.float32(0), np.float64(0)
@@ -62,15 +62,8 @@ def _fill(
     row, tile = r0, t0
     for job in range(full + packed):
         if job < full:
-            if tile == t0:
-                sample = _U(load(ids, row))
-                for j in range(32):
-                    store(low, j, sample & MASK)
-                    store(high, j, sample >> HALF_WORD)
-            block = 32 * tile
-            target = offset(out, row * event + 128 * tile)
-            used, count, first, last = 32, 32, 0, 2
-            rows = 1
+            row_words(word, _U(load(ids, row)), (32 * tile, c1), (k0, k1))
+            lane_normals(pair, word, offset(out, row * event + 128 * tile), 32, (0, 2))
             tile += 1
             if tile == t1:
                 row, tile = row + 1, t0
@@ -87,22 +80,10 @@ def _fill(
                 sample = _U(load(ids, row + load(owner, j)))
                 store(low, j, sample & MASK)
                 store(high, j, sample >> HALF_WORD)
-            block = first_block + 32 * tiles
-            target = buffer
             count = (used + 15) // 16 * 16
             first, last = skip // 2, (2 if skip + rest > 2 * lanes else 1)
-        for j in range(count):
-            a, b, c, d = words(_U(block + load(lane, j)), c1, load(low, j), load(high, j), k0, k1)
-            store(word, j, _I(a))
-            store(word, j + 32, _I(b))
-            store(word, j + 64, _I(c))
-            store(word, j + 96, _I(d))
-        for p in range(first, last):
-            for j in range(64 * p, 64 * p + count):
-                x, y = pair(load(word, j), load(word, j + 32))
-                store(target, j, x)
-                store(target, j + 32, y)
-        if job >= full:
+            lane_words(word, low, high, lane, (first_block + 32 * tiles, c1), (k0, k1), count)
+            lane_normals(pair, word, buffer, count, (first, last))
             base = row * event + 128 * tiles - skip
             for p in range(2 * first, 2 * last):
                 e0, e1 = max(p * lanes, skip), min((p + 1) * lanes, skip + rest)
@@ -118,6 +99,7 @@ def _fill(
 
 
 def _kernel(function: Callable[..., None]) -> Any:
+    """A kernel that runs without the interpreter's lock; its code is kept on disk where there is a place."""
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # no folder to keep compiled code in
@@ -185,11 +167,7 @@ def _blocks(pair: Any, zero: Any, out: Any, ids: Any, event: Any, rows: Any, blo
                 store(word, j + 32, _I(w1))
                 store(word, j + 64, _I(w2))
                 store(word, j + 96, _I(w3))
-            for p in range(2):
-                for j in range(64 * p, 64 * p + 32):
-                    x, y = pair(load(word, j), load(word, j + 32))
-                    store(buffer, j, x)
-                    store(buffer, j + 32, y)
+            lane_normals(pair, word, buffer, 32, (0, 2))
             for w in range(4):
                 draw, element = (w, 0) if event == 1 else (w // 2, w % 2)
                 target = offset(out, (b * (4 // event) + draw) * rows * event + row * event + element)
@@ -249,14 +227,17 @@ def fill(out: Tensor, key: philox.Key, draw: int, ids: Tensor, event: int) -> No
         if rows and event:
             kernel(*head, 0, rows, 0, tiles, *tail)
         return
-    pieces: deque[tuple[int, int, int, int]] = deque()
+    _share(lambda piece: kernel(*head, *piece, *tail), cut(rows, event), threads)
+
+
+def cut(rows: int, event: int) -> deque[tuple[int, int, int, int]]:
+    """Pieces (r0, r1, t0, t1) of a state for threads: of whole rows, or of whole tiles of one row."""
+    tiles = event // 128
     if event < 2 * PIECE:
         step = max(1, PIECE // event)
-        pieces.extend((r, min(r + step, rows), 0, tiles) for r in range(0, rows, step))
-    else:
-        cuts = [*range(0, tiles - PIECE // 128 + 1, PIECE // 128), tiles]
-        pieces.extend((r, r + 1, a, b) for r in range(rows) for a, b in pairwise(cuts))
-    _share(lambda piece: kernel(*head, *piece, *tail), pieces, threads)
+        return deque((r, min(r + step, rows), 0, tiles) for r in range(0, rows, step))
+    cuts = [*range(0, tiles - PIECE // 128 + 1, PIECE // 128), tiles]
+    return deque((r, r + 1, a, b) for r in range(rows) for a, b in pairwise(cuts))
 
 
 def fill_blocks(out: Tensor, key: philox.Key, first: int, ids: Tensor, event: int) -> None:

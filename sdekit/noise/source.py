@@ -23,6 +23,7 @@ from torch import Tensor
 from sdekit._typing import State
 from sdekit.errors import ShapeError, check_count
 from sdekit.noise import philox
+from sdekit.noise.transforms import made_outside, transformed
 
 __all__ = ["Noise", "Philox", "Purpose", "Recorded", "TorchNoise", "as_noise"]
 
@@ -91,6 +92,8 @@ class Philox(Noise):
         """
         draw = index(draw)
         rows = _check(draw, like, ids)
+        if transformed():
+            return made_outside(lambda like, ids: self.normal(draw, like, ids, purpose), like, ids)
         key = philox.derive_key(self.seed, purpose)
         event = like.numel() // rows if rows else 0
         dtype = like.dtype
@@ -101,6 +104,12 @@ class Philox(Noise):
                 out = torch.empty_like(like, dtype=working, memory_format=torch.contiguous_format)
                 fill(out, key, draw, ids.contiguous(), event)
                 return out if working is dtype else out.to(dtype)
+        elif like.is_cuda:
+            fill = _cuda_fill(dtype, like.device)
+            if fill is not None:
+                out = torch.empty_like(like, memory_format=torch.contiguous_format)
+                fill(out, key, draw, ids.contiguous(), event)
+                return out
         return philox.normal(key, draw, ids, event, dtype).view(like.shape)
 
     def normals(self, first: int, count: int, like: State, ids: Int64[Tensor, " B"]) -> Tensor:
@@ -112,7 +121,7 @@ class Philox(Noise):
         first, count = index(first), check_count(count, "count")
         rows = _check(first, like, ids)
         _check(first + count - 1, like, ids)
-        if not self.cheaper_together(like) or _cpu_fill(like.dtype) is None:
+        if transformed() or not self.cheaper_together(like) or _cpu_fill(like.dtype) is None:
             return torch.stack([self.normal(first + k, like, ids) for k in range(count)])
         from sdekit.noise.cpu import fill_blocks
 
@@ -148,6 +157,25 @@ def _cpu_fill(dtype: torch.dtype) -> Callable[[Tensor, philox.Key, int, Tensor, 
         warnings.warn(
             f"the compiled noise is not available for {dtype} ({error}); plain torch gives the same numbers, "
             f"up to 50 times slower. Next: install a numba that works with this numpy and Python.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+
+
+@cache
+def _cuda_fill(dtype: torch.dtype, device: torch.device) -> Callable[..., None] | None:
+    """The fill by Triton; None where Triton is missing, and, told once, where it differs or fails."""
+    try:
+        from sdekit.noise import cuda
+    except ImportError:  # an optional package: plain torch gives the same numbers
+        return None
+    try:
+        return cuda.checked(dtype, device)
+    except Exception as error:
+        warnings.warn(
+            f"the noise compiled for {device} is not available for {dtype} ({error}); plain torch gives the "
+            f"same numbers, more slowly. Next: a triton that fits this torch and this card.",
             RuntimeWarning,
             stacklevel=3,
         )
