@@ -212,14 +212,22 @@ def _model(
             raise TypeError("a Denoiser holds its own process. Next: fit(denoiser, data) without process.")
         if net.data_std is not None:
             std, spread = net.data_std, net.data_spread or net.data_std
-        return Denoiser(net.net, net.process, net.predicts, net.time, std, spread)
+        return Denoiser(net.net, net.process, net.predicts, net.time, std, spread, net.network_dtype)
     if process is None:
         raise TypeError("fit needs the process that adds the noise. Next: fit(net, data, sdekit.VP()).")
     return Denoiser(net, process, predicts, time, std, spread)
 
 
 def _with_net(model: Denoiser, net: nn.Module) -> Denoiser:
-    return Denoiser(net.eval(), model.process, model.predicts, model.time, model.data_std, model.data_spread)
+    return Denoiser(
+        net.eval(),
+        model.process,
+        model.predicts,
+        model.time,
+        model.data_std,
+        model.data_spread,
+        model.network_dtype,
+    )
 
 
 def _average(module: nn.Module, ema: float) -> Any:

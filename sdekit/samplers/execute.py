@@ -4,34 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from sdekit.kernels import combine
+from sdekit.kernels import Draws, choose, combine
 from sdekit.noise import Noise
+from sdekit.noise.transforms import transformed
+from sdekit.samplers.fused import fused
+from sdekit.samplers.network import Outputs, beside, direct, input_scales
 from sdekit.samplers.operations import operation
 from sdekit.samplers.plan import Apply, Combine, Evaluate, Instruction, Plan, state
+from sdekit.score.model import Denoiser
 from sdekit.score.predictions import Node
 
-if TYPE_CHECKING:
-    from sdekit.score.model import Denoiser
-
-__all__ = ["Program", "Watch", "execute", "prepare"]
+__all__ = ["Line", "Program", "Watch", "execute", "prepare"]
 
 Watch: TypeAlias = Callable[[int, Tensor], None]
 
 
 @dataclass(frozen=True)
-class _Line:
-    """An instruction with what the executor needs beside it."""
+class Line:
+    """An instruction with what the executor needs beside it; node: whose state its output is."""
 
     ins: Evaluate | Combine | Apply
     fields: tuple[Any, ...]
     dead: tuple[str, ...]
     dead_draws: tuple[int, ...]
     node: int | None
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of a Combine: w, then c."""
+        return tuple(self.fields[1])
 
 
 class Program:
@@ -44,6 +51,9 @@ class Program:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._weights: dict[torch.dtype, list[list[Tensor]]] = {}
+        self._networks: dict[Any, tuple[dict[int, float], bool]] = {}
+        #: What `sdekit.samplers.fused` has made of the program, by kind of state.
+        self.bound: dict[Any, Any] = {}
         last: dict[str, int] = {}
         last_draw: dict[int, int] = {}
         self.reused: set[int] = set()
@@ -61,8 +71,8 @@ class Program:
             dead_draws.setdefault(last_draw[draw], []).append(draw)
         states = {state(i): i for i in range(1, len(plan.nodes))}
         self.evaluation_times = [float(i.t) for i in plan.instructions if isinstance(i, Evaluate)]
-        self.lines = [
-            _Line(
+        self.lines: list[Line] = [
+            Line(
                 ins,
                 _fields(ins),
                 tuple(dead.get(k, ())),
@@ -85,6 +95,23 @@ class Program:
                 flat = iter(torch.tensor([w for row in rows for w in row], dtype=wide).unbind())
             self._weights[wide] = [[next(flat) for _ in row] for row in rows]
         return self._weights[wide]
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """The node of each evaluation, floats."""
+        return [line.fields[0] for line in self.lines if isinstance(line.ins, Evaluate)]
+
+    def network(self, model: object) -> tuple[dict[int, float], bool]:
+        """({line of an Evaluate: factor of the network's input}, whether evaluations are `direct` calls)."""
+        if not isinstance(model, Denoiser):
+            return {}, False
+        key = (type(model), model.predicts, model.data_std)
+        if key not in self._networks:
+            calls = {k: line.ins for k, line in enumerate(self.lines) if isinstance(line.ins, Evaluate)}
+            own = direct(model, tuple(calls.values()))
+            scales = input_scales(model, self.nodes) if own else None
+            self._networks[key] = dict(zip(calls, scales or (), strict=scales is not None)), own
+        return self._networks[key]
 
 
 def prepare(plan: Plan, predicts: str, data_std: float | None) -> Program:
@@ -129,18 +156,49 @@ def execute(
     saved: Sequence[int] = (),
     watch: Watch | None = None,
     inspect: Callable[[int, Instruction, Tensor, Tensor], None] | None = None,
+    backend: str = "auto",
+    donate: bool = False,
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Run a program from the state x (B, *event) of the samples ``ids`` (B,).
 
     saved: nodes whose states are kept and returned. watch(i, x_i) is called at each new node;
-    inspect(i, instruction, input, output) after each, i the last node reached. Returns (x, states).
+    inspect(i, instruction, input, output) after each, i the last node reached. backend: as in `sample`; every
+    back end on CPU gives the same bits. donate: x may be overwritten. Returns (x, states).
+
+    Raises CapabilityError for a back end by name that cannot serve.
     """
+    if x.numel() and (name := choose(backend, x, _uncompilable(inspect))) != "eager":
+        return fused(program, model, x, noise, ids, backend=name, saved=saved, watch=watch, donate=donate)
+    return _reference(program, model, x, noise, ids, saved, watch, inspect)
+
+
+def _uncompilable(inspect: object) -> str | None:
+    """Why this run needs plain torch; None where compiled steps give the same."""
+    if torch.is_grad_enabled():
+        return "gradients are recorded, and compiled steps have none"
+    if transformed():
+        return "it runs inside a torch.func transform"
+    return None if inspect is None else "every instruction is inspected"
+
+
+def _reference(
+    program: Program,
+    model: Denoiser,
+    x: Tensor,
+    noise: Noise,
+    ids: Tensor,
+    saved: Sequence[int],
+    watch: Watch | None,
+    inspect: Callable[[int, Instruction, Tensor, Tensor], None] | None,
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """The loop in plain torch: registers by name, each state a new tensor."""
     registers: dict[str, Tensor] = {state(0): x}
-    times = torch.tensor(program.evaluation_times, dtype=x.dtype, device=x.device).unbind()
+    times = beside(program.evaluation_times, x).unbind()
     kept: dict[int, Tensor] = {0: x} if 0 in saved else {}
     cache: dict[int, Tensor] = {}
     weights = program.weights(x.dtype)
     evaluation = reached = combination = 0
+    outputs = None if torch.is_grad_enabled() or transformed() else Outputs()
 
     def normal(draw: int) -> Tensor:
         if draw not in program.reused:
@@ -153,12 +211,16 @@ def execute(
         ins = line.ins
         if isinstance(ins, Combine):
             names, _, draws = line.fields
-            out = combine(weights[combination], [registers[name] for name in names], draws, normal)
+            terms = [registers[name] for name in names]
+            out, _ = combine(None, terms, weights[combination], Draws(tuple(draws), ids, None, normal))
             combination += 1
         elif isinstance(ins, Evaluate):
             (node,) = line.fields
             out = model.evaluate(ins.predicts, registers[ins.x], node, times[evaluation], ins.data_std)
             evaluation += 1
+            if outputs is not None:
+                outputs.check(out)
+                outputs.keep(ins.out, out)
         else:
             (fn,) = line.fields
             out = fn([registers[name] for name in ins.inputs], ins.params, normal)
@@ -173,6 +235,8 @@ def execute(
                 watch(reached, out)
         for name in line.dead:
             del registers[name]
+            if outputs is not None:
+                outputs.kept.pop(name, None)
         for draw in line.dead_draws:
             cache.pop(draw, None)
     return registers[program.plan.output], kept

@@ -19,10 +19,13 @@ from sdekit.errors import (
     check_not_negative,
     check_state,
 )
+from sdekit.kernels import BACKENDS
 from sdekit.noise import BrownianTree, Noise, Philox, Recorded, as_noise
 from sdekit.samplers.base import Sampler
 from sdekit.samplers.build import GridLike, as_grid, check_initial, plan, same_schedule
 from sdekit.samplers.execute import prepare
+from sdekit.samplers.graphs import check_capture
+from sdekit.samplers.memory import automatic_batch
 from sdekit.samplers.pilot import statistics
 from sdekit.samplers.plan import Plan
 from sdekit.samplers.registry import as_sampler
@@ -36,6 +39,7 @@ __all__ = ["launch"]
 
 #: Default tolerance of a parallel run.
 TOLERANCE = 1e-3
+COMPILED = tuple(name for name in BACKENDS if name != "eager")
 
 
 def launch(
@@ -52,7 +56,7 @@ def launch(
     seed: int = 0,
     noise: Noise | None = None,
     first_id: int = 0,
-    batch_size: int | None = None,
+    batch_size: int | str | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     save: str | None = None,
@@ -63,12 +67,19 @@ def launch(
     gradient: str | None = None,
     parallel: int | None = None,
     tolerance: float | None = None,
+    compile: bool = False,
     deterministic: bool = False,
 ) -> Solution:
     """The run behind `sample`, `sdekit.decode`, and with end = "t_max" `sdekit.encode`."""
     started = time.perf_counter()
-    _check_options(model, backend, save, gradient, callback)
+    _check_options(model, backend, save, gradient, callback, batch_size)
     window, tolerance = _check_parallel(parallel, tolerance)
+    if backend in COMPILED and (sampler == "rk45" or window is not None):
+        what = "'rk45' runs in `solve`" if window is None else "a parallel run combines many times at once"
+        raise CapabilityError(
+            f"backend={backend!r} runs the steps of a plan one after another, and {what}. "
+            f"Next: leave backend out."
+        )
     shape = _check_shape(shape, model)
     x_init = None if x_init is None else check_initial(check_state(x_init, "x_init"), shape)
     dtype, device = _dtype_device(model, x_init, dtype, device)
@@ -78,6 +89,11 @@ def launch(
     )
     with torch.set_grad_enabled(keep_graph):
         if sampler == "rk45":
+            if compile:
+                raise CapabilityError(
+                    "compile=True records a fixed loop, and 'rk45' chooses its steps as it goes. Next: a "
+                    "sampler of fixed steps."
+                )
             if any(given is not None for given in (steps, nfe, grid, batch_size, save, parallel)):
                 raise ValueError(
                     "'rk45' chooses its own steps, sample by sample; steps, nfe, grid, batch_size, save "
@@ -95,9 +111,16 @@ def launch(
                 f"deterministic sampler ('kernel-quadrature', 'ddim', 'heun'), eta = 0 where it has one, or "
                 f"'rk45'."
             )
+        program = prepare(made, model.predicts, model.data_std)
+        if compile:
+            watched = progress or callback is not None
+            check_capture(program, source, device, keep_graph=keep_graph, watched=watched, window=window)
+        if isinstance(batch_size, str):
+            saved = len(made.nodes) if save else 0
+            batch_size = automatic_batch(model, program, shape, dtype, device, saved=saved)
         run = Run(
             model,
-            prepare(made, model.predicts, model.data_std),
+            program,
             source,
             shape,
             check_first_id(first_id, shape[0]),
@@ -110,6 +133,8 @@ def launch(
             progress=progress,
             window=window,
             tolerance=tolerance,
+            backend=backend,
+            compile=compile and shape[0] > 0,
         )
         x, xs = run()
     status, failed_step = _status(run, x)
@@ -119,7 +144,7 @@ def launch(
         ts=times if save else times[[0, -1]],
         xs=xs,
         stats=Stats(
-            nfe=run.sweeps if window else made.nfe,
+            nfe=run.sweeps if window else len(run.program.evaluation_times),
             steps=made.steps,
             accepted=made.steps,
             seconds=time.perf_counter() - started,
@@ -138,7 +163,8 @@ def launch(
 def _status(run: Run, x: Tensor) -> tuple[Tensor, Tensor]:
     """(status, failed_step), the step found by a replay where the noise is a pure function."""
     n = run.shape[0]
-    bad = ~finite_rows(x) if x.numel() else torch.zeros(n, dtype=torch.bool)
+    unknown = not x.numel() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    bad = torch.zeros(n, dtype=torch.bool) if unknown else ~finite_rows(x)
     step = torch.full((n,), -1, dtype=torch.int64)
     if bool(bad.any()) and isinstance(run.noise, Philox | Recorded | BrownianTree):
         with torch.no_grad():
@@ -147,15 +173,17 @@ def _status(run: Run, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_options(
-    model: object, backend: str, save: str | None, gradient: str | None, callback: object
+    model: object, backend: str, save: str | None, gradient: str | None, callback: object, batch: object
 ) -> None:
     if not isinstance(model, Denoiser):
         raise TypeError(
             f"model must be a Denoiser, got {type(model).__name__}. Next: sdekit.Denoiser(net, process, "
             f"predicts=...) for a network, target.denoiser(process) for a closed-form law."
         )
-    if backend not in ("auto", "eager"):
-        raise ValueError(f"backend must be 'auto' or 'eager', got {backend!r}.")
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend must be 'auto', 'eager', 'numba' or 'triton', got {backend!r}.")
+    if isinstance(batch, str) and batch != "auto":
+        raise ValueError(f"batch_size must be a number of rows, 'auto' or None, got {batch!r}.")
     if save not in (None, "all"):
         raise ValueError(f"save must be None or 'all', got {save!r}.")
     if gradient not in (None, "backprop"):
@@ -229,7 +257,9 @@ def _make_plan(
                 f"{sampler.times[0]:g} to {sampler.times[-1]:g}. Next: sdekit.encode runs plans made with "
                 f"end='t_max', sdekit.sample and sdekit.decode all others."
             )
-        same_schedule(sampler, model.process)
+        if sampler.prepared.get("process") is not model.process:
+            same_schedule(sampler, model.process)
+            sampler.prepared["process"] = model.process
         return sampler
     method = as_sampler(sampler)
     data_std, data_spread = 1.0, 1.0

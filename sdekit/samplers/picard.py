@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from sdekit.errors import CapabilityError, EndpointError
-from sdekit.kernels import combine
+from sdekit.kernels import Draws, combine
 from sdekit.noise import Noise
 from sdekit.samplers.execute import Program, Watch
 from sdekit.samplers.plan import Combine, Evaluate, state
@@ -171,7 +171,8 @@ class _Picard:
             assert isinstance(line.ins, Combine)
             names, _, draws = line.fields
             terms = [registers[name] for name in names]
-            registers[line.ins.out] = combine(self.weights[self.combination[k]], terms, draws, self._normal)
+            noise = Draws(tuple(draws), self.ids, None, self._normal)
+            registers[line.ins.out], _ = combine(None, terms, self.weights[self.combination[k]], noise)
             if not keep:
                 continue
             self._reached(line.node, registers[line.ins.out])

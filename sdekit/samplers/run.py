@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sdekit.errors import NonFiniteError, check_count
-from sdekit.noise import Noise, Recorded
+from sdekit.noise import Noise, Philox, Recorded
 from sdekit.samplers.execute import Program, Watch, execute
+from sdekit.samplers.graphs import captured
 from sdekit.samplers.picard import picard
 from sdekit.samplers.plan import Evaluate, Instruction
 from sdekit.score.model import Denoiser
@@ -61,6 +62,8 @@ class Run:
     progress: bool = False
     window: int | None = None
     tolerance: float = 0.0
+    backend: str = "auto"
+    compile: bool = False
     sweeps: int = field(default=0, init=False)
     evaluations: int = field(default=0, init=False)
     cause: str = field(default="too few steps, or a network that returns NaN", init=False)
@@ -112,14 +115,25 @@ class Run:
             for tile in work:
                 kept_rows = slice(tile.first, tile.last)
                 x, ids = self.start(tile)
-                if self.window is None:
+                if self.compile:
+                    x, kept = self.replay(x, ids)
+                elif self.window is None:
                     x, kept = execute(
-                        self.program, self.model, x, self.noise, ids, saved=self.saved, watch=seen
+                        self.program,
+                        self.model,
+                        x,
+                        self.noise,
+                        ids,
+                        saved=self.saved,
+                        watch=seen,
+                        backend=self.backend,
+                        donate=self.x_init is None,
                     )
-                    self.evaluations += self.program.plan.nfe * x.shape[0]
                 else:  # rows that pad the tile would only cost evaluations
                     x, kept = self.iterate(x[kept_rows], ids[kept_rows], seen)
                     kept_rows = slice(None)
+                if self.window is None:
+                    self.evaluations += len(self.program.evaluation_times) * x.shape[0]
                 x_parts.append(x[kept_rows])
                 if self.saved:
                     xs_parts.append(torch.stack([kept[i][kept_rows] for i in self.saved]))
@@ -131,6 +145,11 @@ class Run:
             return empty, empty.expand(len(nodes), *self.shape) if self.saved else None
         x = x_parts[0] if len(x_parts) == 1 else torch.cat(x_parts)
         return x, torch.cat(xs_parts, dim=1) if xs_parts else None
+
+    def replay(self, x: Tensor, ids: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """One tile as a CUDA graph."""
+        graph = captured(self.program, self.model, x, ids, saved=self.saved, backend=self.backend)
+        return graph(x, ids, self.noise.seed if isinstance(self.noise, Philox) else 0)
 
     def iterate(self, x: Tensor, ids: Tensor, watch: Watch | None) -> tuple[Tensor, dict[int, Tensor]]:
         """One tile by Picard sweeps; ``sweeps`` counts those of the tile that took most."""
@@ -176,7 +195,7 @@ class Run:
                 steps[fresh] = reached + 1
 
             x, ids = self.start(tile)
-            execute(self.program, self.model, x, self.noise, ids, inspect=inspect)
+            execute(self.program, self.model, x, self.noise, ids, inspect=inspect, backend="eager")
         return step
 
     def failure(self, solution: Solution) -> NonFiniteError:

@@ -32,7 +32,7 @@ def sample(
     noise: Noise | None = None,
     first_id: int = 0,
     x_init: Tensor | None = None,
-    batch_size: int | None = None,
+    batch_size: int | str | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     save: str | None = None,
@@ -43,6 +43,7 @@ def sample(
     gradient: str | None = None,
     parallel: int | None = None,
     tolerance: float | None = None,
+    compile: bool = False,
 ) -> Solution:
     """Samples of the model's data law: the reverse process from t_max to t_min.
 
@@ -64,7 +65,8 @@ def sample(
         (n, *event) state at the start, instead of a draw from the prior.
     batch_size
         Rows per network call, in tiles aligned to absolute ids and padded, so that a network sees tiles
-        of one size; None runs all at once.
+        of one size; None runs all at once, "auto" measures on CUDA devices what fits (see
+        `sdekit.samplers.memory`) and is None elsewhere. The tile decides the last bits of most networks.
     dtype, device
         Of the state: x_init's, else float32 and the network's device.
     save
@@ -72,7 +74,9 @@ def sample(
     callback
         ``callback(i, t, x)`` after node i of each tile.
     backend
-        "auto" or "eager".
+        What adds up the terms of a step: "numba" on CPU (float32, float64), "triton" on CUDA devices, or
+        "eager", plain torch, which serves everything and alone records gradients. "auto" takes the fastest
+        that serves. On CPU all give the same bits.
     throw
         False marks failed samples in ``status`` instead of raising.
     gradient
@@ -84,6 +88,9 @@ def sample(
     tolerance
         Of a parallel run, 1e-3 unless given: an evaluation is accepted once the RMS change of its input,
         sample by sample, is below tolerance times the marginal's standard deviation there.
+    compile
+        True records the run as a CUDA graph at its first call and replays it: one launch for all kernels, the
+        network's included. The graph is kept with the model; seeds and ids may change.
 
     Returns
     -------
@@ -93,7 +100,8 @@ def sample(
     Raises
     ------
     NonFiniteError: naming sample, time, step and likely cause, with ``.solution``. ShapeError: network
-    or x_init of the wrong shape. UnknownNameError, ValueError: as in `sdekit.plan`.
+    or x_init of the wrong shape. UnknownNameError, ValueError: as in `sdekit.plan`. CapabilityError: a
+    back end by name, or compile=True, that cannot serve this run.
     """
     if end not in ("t_min", "clean"):
         raise ValueError(
@@ -123,4 +131,5 @@ def sample(
         gradient=gradient,
         parallel=parallel,
         tolerance=tolerance,
+        compile=compile,
     )

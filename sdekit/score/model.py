@@ -11,6 +11,7 @@ from torch import Tensor
 from sdekit._typing import Field, Number
 from sdekit.errors import (
     ShapeError,
+    changed_in_place,
     check_argument_order,
     check_output,
     check_positive,
@@ -62,6 +63,10 @@ class Denoiser:
         measures it at the first use that needs it. Required for "edm".
     data_spread
         sqrt(tr C^2 / tr C), at least s; equal to s when s alone is given.
+    network_dtype
+        torch.bfloat16 or torch.float16: the network gets x in it and runs under `torch.autocast`, whatever
+        the dtype of its weights; its output is cast back, so that the state keeps float32. Time is never
+        rounded: bfloat16 cannot tell index 999 from 1000. None: x as it is.
 
     Raises
     ------
@@ -85,6 +90,7 @@ class Denoiser:
         time: str | Callable[[Tensor], Tensor] = "t",
         data_std: float | None = None,
         data_spread: float | None = None,
+        network_dtype: torch.dtype | None = None,
     ) -> None:
         if not callable(net):
             raise TypeError(f"net must be callable as net(x, t), got {type(net).__name__}.")
@@ -110,7 +116,15 @@ class Denoiser:
             raise ValueError(
                 "predicts='edm' needs data_std (EDM's sigma_data): c_skip, c_out and c_in depend on it."
             )
+        if network_dtype not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"network_dtype must be torch.bfloat16, torch.float16 or None, got {network_dtype!r}. Next: "
+                f"for a network and a state of another dtype pass dtype= to sdekit.sample and cast the network."
+            )
         self.net = net
+        self.network_dtype = network_dtype
+        #: What is called with (x, t): ``net`` itself, or ``net`` in ``network_dtype``.
+        self.network: Field = net if network_dtype is None else _in_dtype(net, network_dtype)
         self.process = process
         self.predicts = predicts
         self.time = time
@@ -153,14 +167,14 @@ class Denoiser:
                 + torch.as_tensor(node.sigma, dtype=torch.float64) ** 2
             )
             noise_level = _beside(rho.log() / 4, x).expand(x.shape[0])
-            return _call(self.net, x * over_event(_beside(1 / norm, x), x), noise_level)
+            return _call(self.network, x * over_event(_beside(1 / norm, x), x), noise_level)
         if callable(self.time):
             batch_t = self.time(batch_t)
         elif self.time == "index":
             batch_t = batch_t - 1 if isinstance(self.process, DiscreteVP) else batch_t * 999
         elif self.time == "sigma":
             batch_t = _beside(torch.as_tensor(node.sigma, dtype=torch.float64), x).expand(x.shape[0])
-        return _call(self.net, x, batch_t)
+        return _call(self.network, x, batch_t)
 
     def evaluate(
         self, kind: str, x: Tensor, node: Node, t: Tensor | None = None, data_std: float | None = None
@@ -216,16 +230,22 @@ def _beside(value: Tensor, x: Tensor) -> Tensor:
     return value.to(dtype=x.dtype, device=x.device)
 
 
+def _in_dtype(net: Field, dtype: torch.dtype) -> Field:
+    """``net`` given x in ``dtype``, its matrix products in ``dtype``; norms and time as autocast has them."""
+
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype, cache_enabled=False):
+            return net(x.to(dtype), t)
+
+    return call
+
+
 def _call(net: Field, x: Tensor, t: Tensor) -> Tensor:
     """net(x, t), of the shape of x, in the dtype of x (mixed precision returns another), x untouched."""
     before = None if x.is_inference() else x._version
     out = check_output(net(x, t), x, "net")
     if before is not None and x._version != before:
-        raise ValueError(
-            "net changed its input x in place, and x is the state of the run. Likely cause: an in-place "
-            "operation (x.mul_, x += ..., ReLU(inplace=True)) as the first layer. Next: make it out of "
-            "place, or wrap it: lambda x, t: net(x.clone(), t)."
-        )
+        raise changed_in_place("net")
     if not out.is_floating_point():
         raise ShapeError(
             f"net must return a floating tensor, got dtype {out.dtype}. Likely cause: labels or indices in "

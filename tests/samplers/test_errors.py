@@ -226,7 +226,7 @@ CASES = {
     "unknown backend": (
         lambda: run(backend="cuda"),
         ValueError,
-        ["backend must be 'auto' or 'eager'", "'cuda'"],
+        ["backend must be 'auto', 'eager', 'numba' or 'triton'", "'cuda'"],
     ),
     "unknown gradient": (lambda: run(gradient="adjoint"), ValueError, ["'backprop'", "'adjoint'"]),
     "seed that is no integer": (lambda: run(seed=1.5), TypeError, ["seed must be an integer", "1.5", "Next"]),
