@@ -61,7 +61,8 @@ from sdekit.sde import (
     reverse,
 )
 from sdekit.solution import Solution, Status
-from sdekit.solvers import Adjoint, Event, solve
+from sdekit.solvers import Adjoint, Event, compiled, solve
+from sdekit.solvers.compiled import Ensemble, ensemble
 from sdekit.targets import Empirical, Gaussian, GaussianMixture
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ __all__ = [
     "DoubleWell",
     "Empirical",
     "Energy",
+    "Ensemble",
     "Event",
     "Gaussian",
     "GaussianDiffusion",
@@ -127,9 +129,11 @@ __all__ = [
     "certify_order",
     "certify_response",
     "check",
+    "compiled",
     "curl",
     "decode",
     "encode",
+    "ensemble",
     "estimate",
     "fit",
     "fit_energy",

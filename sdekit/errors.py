@@ -148,13 +148,15 @@ def check_state(x: object, name: str = "x0") -> torch.Tensor:
             f"{name} must have shape (B, *event), got a 0-d tensor. Next: {name}.reshape(1, 1) for one "
             f"sample of a scalar process."
         )
-    finite = torch.isfinite(x.detach()).reshape(x.shape[0], -1).all(dim=1) if x.numel() else None
-    if finite is not None and not bool(finite.all()):
+    readable = not torch._C._functorch.is_functorch_wrapped_tensor(x)  # no numbers inside torch.func
+    if x.numel() and readable and not math.isfinite(x.detach().sum()):  # which may overflow
+        finite = torch.isfinite(x.detach()).reshape(x.shape[0], -1).all(dim=1)
         bad = (~finite).nonzero().flatten().tolist()
-        raise NonFiniteError(
-            f"{name} holds NaN or infinity in {len(bad)} of {x.shape[0]} samples (first: sample {bad[0]}). "
-            f"Likely cause: an earlier computation failed. Next: drop or repair those rows."
-        )
+        if bad:
+            raise NonFiniteError(
+                f"{name} holds NaN or infinity in {len(bad)} of {x.shape[0]} samples (first: sample "
+                f"{bad[0]}). Likely cause: an earlier computation failed. Next: drop or repair those rows."
+            )
     return x
 
 
@@ -228,6 +230,24 @@ def _number(value: object) -> float:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         return math.nan
+
+
+def changed_in_place(role: str) -> ValueError:
+    """The error of a network that writes to its input."""
+    return ValueError(
+        f"{role} changed its input x in place, and x is the state of the run. Likely cause: an in-place "
+        f"operation (x.mul_, x += ..., ReLU(inplace=True)) as the first layer. Next: make it out of "
+        f"place, or wrap it: lambda x, t: {role}(x.clone(), t)."
+    )
+
+
+def overwritten(role: str) -> ValueError:
+    """The error of a network that writes to what it returned before."""
+    return ValueError(
+        f"{role} wrote to a tensor that it returned at an earlier step, and this sampler still needs that "
+        f"output. Likely cause: a buffer that the network fills at each call. Next: return a new tensor, or "
+        f"wrap it: lambda x, t: {role}(x, t).clone()."
+    )
 
 
 def check_output(out: object, x: torch.Tensor, role: str) -> torch.Tensor:

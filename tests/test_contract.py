@@ -28,7 +28,7 @@ sample solve plan samplers solvers certify Certificate certify_monte_carlo
 encode decode roundtrip RoundTrip interpolate log_prob LogProb likelihood losses ncsn fit nets
 certify_response certify_order certify_density optimize_grid calibrate metrics check Verdict estimate
 Adjoint BrownianTree Event CIR CriticallyDampedLangevin DoubleWell Heston Lorenz63 UnderdampedLangevin
-fit_energy parzen sgld
+fit_energy parzen sgld compiled ensemble Ensemble
 """)
 
 SAMPLER_NAMES = words("""
@@ -40,9 +40,12 @@ sde-dpmpp-3m unipc-2 unipc-3 exponential-adams sa-solver er-sde seeds restart an
 #: name -> parameters in order; those after "*" are keywords.
 SIGNATURES = {
     "sample": "model shape * sampler steps nfe grid end eta seed noise first_id x_init batch_size dtype"
-    " device save progress callback backend throw gradient parallel tolerance",
+    " device save progress callback backend throw gradient parallel tolerance compile",
     "solve": "system x0 span * solver steps dt rtol atol save_at seed noise first_id progress callback"
     " gradient backend throw",
+    "compiled": "drift diffusion * dim noise_type sde_type noise_dim t_min t_max",
+    "ensemble": "system x0 span * paths solver steps dt save_at quantiles passage seed noise first_id"
+    " progress throw",
     "estimate": "functional system x0 span * solver method steps samples tolerance save_at seed confidence"
     " batch_size",
     "plan": "sampler process * steps nfe grid end data_std data_spread eta predicts finite",
@@ -63,7 +66,7 @@ SIGNATURES = {
     "pilot": "model shape",
     "reverse": "process score eta",
     "probability_flow": "process score",
-    "Denoiser": "net process predicts time data_std data_spread",
+    "Denoiser": "net process predicts time data_std data_spread network_dtype",
 }
 DEFAULTS = {
     "sample": {

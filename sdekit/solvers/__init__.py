@@ -5,6 +5,7 @@ from __future__ import annotations
 from sdekit._callable import callable_module
 from sdekit.solvers.adjoint import Adjoint
 from sdekit.solvers.base import Attempt, EmbeddedSolver, Interval, Solver, SolverTable, get, register, solvers
+from sdekit.solvers.compiled.system import CompiledSDE
 from sdekit.solvers.control import Controller
 from sdekit.solvers.euler import EulerMaruyama
 from sdekit.solvers.events import Event
@@ -56,6 +57,7 @@ __all__ = [
     "Adjoint",
     "Attempt",
     "BogackiShampine",
+    "CompiledSDE",
     "Controller",
     "DormandPrince",
     "DormandPrince8",

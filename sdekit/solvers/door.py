@@ -106,27 +106,26 @@ def match_solver(solver: Solver, system: Any, at: tuple[Tensor, float] | None = 
         raise CapabilityError(
             f"solver {name!r} is for SDEs, and this system is an ODE. Next: one of {names_for(None)}."
         )
-    able = names_for(system)
     if solver.kind == "ode" and (twin := named(name, "sde")) is not None:
         solver = twin
     if solver.kind == "ode":
         raise CapabilityError(
-            f"solver {name!r} solves ODEs only, and {type(system).__name__} has noise. Next: one of {able}, "
-            f"or probability_flow(process, score) for the ODE with the same marginals."
+            f"solver {name!r} solves ODEs only, and {type(system).__name__} has noise. Next: one of "
+            f"{names_for(system)}, or probability_flow(process, score) for the ODE with the same marginals."
         )
     both = system.noise_type == "additive"  # Ito and Stratonovich forms are the same
     if system.sde_type not in solver.sde_types and not both:
         form = solver.sde_types[0]
         raise CapabilityError(
             f"solver {name!r} is for {' and '.join(solver.sde_types)} equations, got sde_type="
-            f"{system.sde_type!r}: it would converge to another process. Next: one of {able or 'none yet'}, "
-            f"or its {form.capitalize()} form: SDE(p.{form}_drift, p.diffusion, noise_type=p.noise_type, "
-            f"noise_dim=p.noise_dim, sde_type={form!r})."
+            f"{system.sde_type!r}: it would converge to another process. Next: one of "
+            f"{names_for(system)}, or its {form.capitalize()} form: SDE(p.{form}_drift, p.diffusion, "
+            f"noise_type=p.noise_type, noise_dim=p.noise_dim, sde_type={form!r})."
         )
     if system.noise_type not in solver.noise_types:
         raise CapabilityError(
             f"solver {name!r} is for {', '.join(solver.noise_types)} noise, got noise_type="
-            f"{system.noise_type!r}: it would lose its order. Next: one of {able}"
+            f"{system.noise_type!r}: it would lose its order. Next: one of {names_for(system)}"
             f"{_undeclared(solver, system, at)}."
         )
     return solver

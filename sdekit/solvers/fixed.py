@@ -20,7 +20,7 @@ from sdekit.solution import Status
 from sdekit.solvers.base import Carry, Interval
 from sdekit.solvers.events import Seen, Watch
 from sdekit.solvers.problem import Counted, Outcome, Problem
-from sdekit.solvers.rows import finite_rows
+from sdekit.solvers.rows import finite_rows, known_finite
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -165,7 +165,7 @@ def integrate(p: Problem) -> Outcome:
             x, kept, new = segment(*section)
         saved += new
     xs = torch.stack(saved) if saved else room
-    good = finite_rows(x.detach()).cpu().numpy()
+    good = known_finite(x)
     status = np.where(good, Status.OK, Status.NON_FINITE).astype(np.int64)
     failed_step, cause = (np.full(good.shape, -1), "") if good.all() else _locate(p, walk, status)
     failed_at = np.where(failed_step < 0, np.nan, walk.grid[failed_step + 1])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sdekit.sde.rows import fold
 
-__all__ = ["finite_rows", "length", "rms"]
+__all__ = ["finite_rows", "known_finite", "length", "rms"]
 
 
 def rms(x: Tensor) -> Tensor:
@@ -22,6 +24,13 @@ def rms(x: Tensor) -> Tensor:
 def finite_rows(x: Tensor) -> Tensor:
     """Which samples hold neither NaN nor infinity, (B, *event) -> (B,) bool."""
     return torch.isfinite(x).reshape(x.shape[0], math.prod(x.shape[1:])).all(dim=1)
+
+
+def known_finite(x: Tensor) -> NDArray[np.bool_]:
+    """`finite_rows` on the host; all True inside torch.func transforms, where no number can be read."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return np.ones(x.shape[0], dtype=np.bool_)
+    return finite_rows(x.detach()).cpu().numpy()
 
 
 def length(h: Any, like: Tensor) -> Any:

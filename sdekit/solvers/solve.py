@@ -27,6 +27,7 @@ from sdekit.solution import Solution, Stats, Status
 from sdekit.solvers import adaptive, adjoint, fixed
 from sdekit.solvers.adjoint import Adjoint
 from sdekit.solvers.base import Solver, get
+from sdekit.solvers.compiled.door import check_compiled_noise, choose, obstacle
 from sdekit.solvers.door import (
     as_source,
     check_event,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 __all__ = ["solve"]
 
-BACKENDS = ("auto", "eager")
 GRADIENTS = ("backprop", "checkpoint", "adjoint")
 
 
@@ -109,14 +109,17 @@ def solve(
         BrownianTree(seed) the increments are those of one path, whatever the steps and the saved times.
         Adaptive steps of an SDE need such a path, and BrownianTree(seed) is their default.
     progress, callback
-        A progress bar; ``callback(step, t, x)`` after each step, t a float, or (B,) with per-sample steps.
+        A progress bar (of paths with "numba"); ``callback(step, t, x)`` after each step, t a float, or (B,)
+        with per-sample steps.
     gradient
         None keeps a graph only if x0 requires a gradient; "backprop" keeps it (for parameters of the
         system); "checkpoint" keeps sqrt(steps) states and runs the steps again in the backward pass.
         "adjoint", or `Adjoint` with options, keeps the end and the saved states alone, and solves an equation
         backwards. Step lengths count as constants.
     backend
-        "auto" or "eager": plain torch.
+        "eager": plain torch. "numba": of a `compiled` equation on CPU, at fixed steps and without callback,
+        event and gradient; machine code in which whole paths run one after the other, on the same Brownian
+        paths, with the same states up to rounding. "auto": "numba" where it can, else "eager".
     throw
         True raises at the first failed sample; False marks it in ``status``; other samples are unaffected.
     max_steps
@@ -153,10 +156,6 @@ def solve(
     traced = Adjoint() if gradient == "adjoint" else gradient if isinstance(gradient, Adjoint) else None
     if gradient is not None and traced is None and gradient not in GRADIENTS:
         raise unknown_name("gradient", gradient, GRADIENTS)
-    if backend == "numba":
-        raise ValueError("backend 'numba' is not available in solve yet. Next: backend='auto', plain torch.")
-    if backend not in BACKENDS:
-        raise unknown_name("backend", backend, BACKENDS)
     t0, t1 = float(ts[0]), float(ts[-1])
     save, slack = save_times(save_at, t0, t1)
     stepping = method.adaptive and steps is None and dt is None and ts.size == 2
@@ -164,6 +163,9 @@ def solve(
     if stepping != method.adaptive and isinstance(method, External):
         raise ValueError(f"solver {method.name!r} chooses its own steps: it takes no steps, dt or grid.")
     source = as_source(system, stepping, seed, noise)
+    graph = gradient is not None or (x.requires_grad and torch.is_grad_enabled())
+    why_not = obstacle(system, x, method, stepping, source, graph, {"callback": callback, "event": event})
+    numba = choose(backend, system, why_not)
     if gradient == "checkpoint" and isinstance(source, TorchNoise) and method.normals:
         raise ValueError(
             "gradient='checkpoint' draws the noise again in the backward pass, which TorchNoise cannot. "
@@ -188,7 +190,7 @@ def solve(
         grid=grid,
         save=save,
         noise=source,
-        ids=check_first_id(first_id, x.shape[0]) + torch.arange(x.shape[0], device=x.device),
+        ids=torch.arange(first := check_first_id(first_id, len(x)), first + len(x), device=x.device),
         rtol=tolerances[0],
         atol=tolerances[1],
         max_steps=check_count(max_steps, "max_steps"),
@@ -201,12 +203,13 @@ def solve(
     if problem.event is not None:
         check_event(method, gradient)
     run = method.run if isinstance(method, External) else adaptive.integrate if stepping else fixed.integrate
+    if numba:
+        from sdekit.solvers.compiled.run import integrate as run
     back = None if traced is None else traced.method(system, method, source, stepping)
     started = time.perf_counter()
-    graph = gradient is not None or (x.requires_grad and torch.is_grad_enabled())
     with torch.set_grad_enabled(graph), nullcontext() if probe else unprobed():
         if isinstance(system, SDE):
-            check_noise(system, x.detach(), t0)
+            (check_compiled_noise if numba else check_noise)(system, x.detach(), t0)
         with report:
             outcome = (
                 run(problem)
@@ -227,7 +230,7 @@ def solve(
         failed_step=torch.from_numpy(outcome.failed_step).to(x.device),
         event_at=None if outcome.event_at is None else torch.from_numpy(outcome.event_at).to(x.device),
     )
-    if throw and not solution.ok:
+    if throw and outcome.status.any():
         raise _error(problem, outcome, solution, first_id)
     return solution
 

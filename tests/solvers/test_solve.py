@@ -219,7 +219,7 @@ BAD: list[tuple[str, type[Exception], str, Any]] = [
     (
         "numba",
         ValueError,
-        r"'numba' is not available in solve yet. Next: backend='auto'",
+        r"'numba' cannot run this: ODE was not made by sdekit.compiled",
         lambda: solve(DECAY, X0, (0, 1), backend="numba"),
     ),
     (
