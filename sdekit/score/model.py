@@ -119,7 +119,7 @@ class Denoiser:
         if network_dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(
                 f"network_dtype must be torch.bfloat16, torch.float16 or None, got {network_dtype!r}. Next: "
-                f"for a network and a state of another dtype pass dtype= to sdekit.sample and cast the network."
+                f"for a network and a state of another dtype pass dtype= to sdekit.sample and cast the net."
             )
         self.net = net
         self.network_dtype = network_dtype
