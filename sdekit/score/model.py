@@ -219,7 +219,12 @@ def _beside(value: Tensor, x: Tensor) -> Tensor:
 def _call(net: Field, x: Tensor, t: Tensor) -> Tensor:
     """net(x, t), of the shape of x, in the dtype of x (mixed precision returns another), x untouched."""
     before = None if x.is_inference() else x._version
-    out = check_output(net(x, t), x, "net")
+    try:
+        value = net(x, t)
+    except RuntimeError as error:
+        _check_dtype(net, x, error)
+        raise
+    out = check_output(value, x, "net")
     if before is not None and x._version != before:
         raise ValueError(
             "net changed its input x in place, and x is the state of the run. Likely cause: an in-place "
@@ -232,6 +237,18 @@ def _call(net: Field, x: Tensor, t: Tensor) -> Tensor:
             f"place of a prediction. Next: return one number for each element of x."
         )
     return out if out.dtype is x.dtype else out.to(x.dtype)
+
+
+def _check_dtype(net: Field, x: Tensor, error: Exception) -> None:
+    """Raises ShapeError where the failed net has weights of another dtype than x."""
+    weights = net.parameters() if isinstance(net, torch.nn.Module) else ()
+    own = next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
+    if own != x.dtype:
+        name = str(own).removeprefix("torch.")
+        raise ShapeError(
+            f"net has {name} weights and failed on x of dtype {x.dtype}: {error}. Likely cause: numpy's "
+            f"float64 data. Next: x.to({own}), or net.to(x.dtype)."
+        ) from error
 
 
 def _affine(p: Any, x: Tensor, q: Any, out: Tensor) -> Tensor:
