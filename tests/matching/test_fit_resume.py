@@ -98,6 +98,15 @@ def test_an_error_or_ctrl_c_loses_no_step(error, tmp_path):
     equal(train(path, net=unet(seed=5), resume=True), train())
 
 
+@pytest.fixture
+def interruptible():
+    """Python's handler of Ctrl-C, also where the shell that started the tests has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_waits_for_the_end_of_the_step(tmp_path):
     path = tmp_path / "m.safetensors"
     before = signal.getsignal(signal.SIGINT)

@@ -36,7 +36,7 @@ def test_two_data_have_a_closed_form():
     assert parzen.bandwidth(data) == pytest.approx(3 / math.sqrt(3), rel=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.integers(3, 40), st.integers(1, 3))
 def test_no_other_bandwidth_is_better(seed, n, dimension):
     """Nor does a search by scipy from every interval of a finer grid find one."""
