@@ -29,7 +29,7 @@ from sdekit.certify.exact import certify as _certify
 from sdekit.encode import RoundTrip, decode, encode, roundtrip
 from sdekit.errors import SdekitError
 from sdekit.likelihood import LogProb, log_prob
-from sdekit.matching import fit, fit_energy, losses, ncsn, nets, parzen, sgld
+from sdekit.matching import fit, fit_energy, losses, ncsn, nets, parzen, scales_of, sgld
 from sdekit.noise import BrownianTree, Noise, Philox, Recorded, TorchNoise
 from sdekit.samplers import Grid, Plan, pilot, plan, sample
 from sdekit.samplers.latents import interpolate
@@ -154,6 +154,7 @@ __all__ = [
     "roundtrip",
     "sample",
     "samplers",
+    "scales_of",
     "sgld",
     "solve",
     "solvers",

@@ -9,12 +9,14 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 if TYPE_CHECKING:
     from sdekit.solution import Solution
+
+T = TypeVar("T")
 
 __all__ = [
     "ArgumentOrderError",
@@ -38,6 +40,7 @@ __all__ = [
     "check_state",
     "check_state_time",
     "check_time",
+    "out_of_place",
     "unknown_name",
 ]
 
@@ -268,4 +271,25 @@ def check_output(out: object, x: torch.Tensor, role: str) -> torch.Tensor:
             f"{role} must return shape {tuple(x.shape)}, the shape of x, got {tuple(out.shape)}. "
             f"Likely cause: {cause}. Next: return one value for each element of x."
         )
+    return out
+
+
+def out_of_place(call: Callable[[torch.Tensor], T], x: torch.Tensor, role: str) -> T:
+    """call(x), which leaves x as it is. Raises ValueError where x changes, unchecked inside torch.compile."""
+    if torch.compiler.is_compiling():
+        return call(x)
+    before = None if x.is_inference() else x._version
+    message = (
+        f"{role} must leave its input x as it is, and changed it in place. Likely cause: an in-place "
+        f"operation (x.mul_, x += ..., ReLU(inplace=True)) as the first layer. Next: make it out of place, "
+        f"or wrap it: lambda x, t: net(x.clone(), t)."
+    )
+    try:
+        out = call(x)
+    except RuntimeError as error:  # torch refuses it itself where x needs a gradient
+        if "in-place operation" not in str(error):
+            raise
+        raise ValueError(message) from error
+    if before is not None and x._version != before:
+        raise ValueError(message)
     return out

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sdekit.errors import check_count, check_first_id, check_state
+from sdekit.errors import check_count, check_first_id
+from sdekit.likelihood.checks import calling_dtype, check_data, prior_density
 from sdekit.likelihood.door import first_time, last_time
 from sdekit.likelihood.flow import prediction
 from sdekit.likelihood.pixels import bits_per_dimension
-from sdekit.likelihood.trace import check_densities
 from sdekit.noise import Philox, Purpose
 from sdekit.samplers.pilot import statistics
 from sdekit.score.model import Denoiser
@@ -79,7 +79,7 @@ def elbo(
 
     Raises TypeError for what is no `Denoiser`; others as in `log_prob`.
     """
-    x = check_state(x, "x")
+    x = check_data(x)
     if not isinstance(model, Denoiser):
         raise TypeError(
             f"elbo takes a Denoiser, got {type(model).__name__}. Next: sdekit.Denoiser(net, process, "
@@ -90,7 +90,7 @@ def elbo(
     start, stop = first_time(process, t_min), last_time(model)
     if not 0 < start < stop:
         raise ValueError(f"t_min must lie in (0, {stop:g}), where sigma > 0, got {start:g}.")
-    dtype = torch.float64 if model.row_invariant else x.dtype
+    dtype = calling_dtype(model, x)
     s = statistics(model, tuple(x.shape[1:]), dtype=dtype, device=x.device).data_std
     ids = check_first_id(first_id, len(x)) + torch.arange(len(x), device=x.device)
     draws = _Draws(model, x.to(torch.float64), s, dtype, Philox(seed), ids)
@@ -161,4 +161,4 @@ class _Draws:
         x = (self.x * alpha + self.eps(draw) * sigma).reshape(self.shape)
         y = flat(x) / std
         normal = -0.5 * fold(y * y) - size * (0.5 * math.log(2 * math.pi) + math.log(std))
-        return own + normal - check_densities(prior.log_prob(x), x, "prior.log_prob").to(torch.float64)
+        return own + normal - prior_density(prior, x)

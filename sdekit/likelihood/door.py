@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sdekit.errors import check_count, check_first_id, check_positive, check_state, unknown_name
-from sdekit.likelihood.flow import Coordinates, Flow, Stepper, prediction
+from sdekit.errors import check_count, check_first_id, check_positive, unknown_name
+from sdekit.likelihood.adams import Adams
+from sdekit.likelihood.checks import calling_dtype, check_arrived, check_data, prior_density
+from sdekit.likelihood.flow import Coordinates, Flow
 from sdekit.likelihood.result import LogProb
 from sdekit.likelihood.trace import LAWS, Exact, Probed, Trace, check_densities, probes_for
 from sdekit.samplers.pilot import statistics
 from sdekit.score.model import Denoiser
 from sdekit.sde.gaussian import GaussianDiffusion
+from sdekit.sde.horizon import first_training_time
 from sdekit.sde.rows import flat, fold
 from sdekit.solvers.solve import solve
 
@@ -53,7 +56,8 @@ def log_prob(
         dx/dt = v(x, t),   log p_{t_min}(x) = log pi(x_T) + int tr dv/dx dt from t_min to t_max.
 
     Solved as y = x/(alpha^2 s^2 + sigma^2)^(1/2) in the time arctan(sigma/(0.7 alpha s)), where both ends
-    are ordinary points, by Tsitouras 5 with steps of its own for each sample.
+    are ordinary points, by an Adams method with steps and orders of its own for each sample, one call of the
+    network a step.
 
     Parameters
     ----------
@@ -67,7 +71,8 @@ def log_prob(
         `sample` starts. With ``target.marginal(process, process.t_max)`` the value is exact up to the
         tolerances, and ``mismatch`` is what None would have missed.
     t_min
-        Where the flow starts; None: 1e-5 on processes of unit time, else the process's own.
+        Where the flow starts. None: 1e-5 on processes of unit time; else the process's own, since where t is
+        a noise level (EDM) or an index (DiscreteVP) the network knows nothing below it.
     end
         "t_min": the density of the noised data at t_min. "clean": that of the data, from alpha x at t_min
         and the first term in the noise left there,
@@ -77,7 +82,8 @@ def log_prob(
         "exact": D backward products a call; "hutchinson": ``probes`` of them, "rademacher" or "gaussian",
         fixed for each sample by (seed, id). "auto": exact up to D = 64.
     rtol, atol
-        Per sample and step, of y (of order 1); rtol + atol also of the log-determinant over sqrt(D).
+        Per sample, of y (of order 1); a step may err by a fifth of them. 2 (rtol + atol) of the
+        log-determinant over sqrt(D).
     seed, first_id
         Of the probes; row i is sample first_id + i.
     batch_size
@@ -92,7 +98,8 @@ def log_prob(
 
     Returns
     -------
-    LogProb. State and sums are float64; the network is called in x's dtype, closed forms in float64.
+    LogProb. State and sums are float64; the network is called in its weights' dtype, float32 or float64
+    (in x's where it has no weights), closed forms in float64.
 
     Raises
     ------
@@ -107,8 +114,8 @@ def log_prob(
     if torch.is_inference_mode_enabled():  # its tensors have no derivatives, and traces need them
         with torch.inference_mode(False), torch.no_grad():
             options = {k: v for k, v in given.items() if k not in ("model", "x")}
-            return log_prob(model, check_state(x, "x").clone(), **options)
-    x = check_state(x, "x")
+            return log_prob(model, check_data(x).clone(), **options)
+    x = check_data(x)
     if not isinstance(model, Denoiser):
         return _closed(model, x)
     for value, known, what in ((trace, TRACES, "trace"), (end, ENDS, "end"), (law, LAWS, "law of probes")):
@@ -121,12 +128,14 @@ def log_prob(
             f"prior must have log_prob(x), got {type(prior).__name__}. Next: "
             f"target.marginal(process, process.t_max), or None for N(0, prior_std^2 I)."
         )
+    if prior is not None:
+        prior_density(prior, x.detach().to(torch.float64))
     process, event = model.process, x.shape[1:]
     size = math.prod(event)
     start, stop = first_time(process, t_min), last_time(model)
     if not start < stop:
         raise ValueError(f"t_min must be below t_max = {stop:g}, got {start:g}.")
-    dtype = torch.float64 if model.row_invariant else x.dtype
+    dtype = calling_dtype(model, x)
     s = statistics(model, tuple(event), dtype=dtype, device=x.device).data_std
     coordinates = Coordinates(model, s, start, stop)
     exact = trace == "exact" or (trace == "auto" and size <= EXACT)
@@ -137,7 +146,7 @@ def log_prob(
     for first in range(0, max(1, len(x)), max(1, rows)):
         some = slice(first, first + rows)
         estimate: Trace = Exact() if exact else Probed(probes_for(ids[some], size, probes, law, seed))
-        stepper = Stepper(
+        stepper = Adams(
             compact=model.row_invariant if compact is None else compact, size=size, probes=estimate.width
         )
         flow = Flow(coordinates, event, estimate, dtype)
@@ -146,9 +155,9 @@ def log_prob(
 
 
 def _piece(
-    flow: Flow, stepper: Stepper, x: Tensor, prior: Any, end: str, options: tuple[Any, ...]
+    flow: Flow, stepper: Adams, x: Tensor, prior: Any, end: str, options: tuple[Any, ...]
 ) -> tuple[tuple[Tensor | None, ...], int]:
-    """value, stderr, log_prior, log_det, latent, truncation and mismatch of some rows, and the calls."""
+    """value, stderr, log_prior, log_det, latent, truncation, mismatch, skewness of some rows; calls."""
     c, size = flow.coordinates, flow.size
     rtol, atol, gradient, max_steps = options
     first, last = (c.model.node(t) for t in (c.t_min, c.t_max))
@@ -165,13 +174,14 @@ def _piece(
             atol=atol,
             gradient=gradient,
             max_steps=max_steps,
+            throw=False,
         )
+        check_arrived(solution, max_steps)
         latent, changes = flow.finish(solution.x, scale[1])
-        truncations = _truncation(flow, state)
+        truncations = flow.truncations(state)
         changes = changes + size * (math.log(scale[1]) - math.log(scale[0]) + math.log(alpha))
         own = _normal(latent, c.model.process.prior_std(c.t_max))
-        law = own if prior is None else check_densities(prior.log_prob(latent), latent, "prior.log_prob")
-        law = law.to(torch.float64)
+        law = own if prior is None else prior_density(prior, latent)
         estimates = changes - truncations if end == "clean" else changes
         value = law + _mean(estimates)
     return (
@@ -182,23 +192,8 @@ def _piece(
         latent,
         _mean(truncations),
         None if prior is None else law - own,
-    ), solution.stats.nfe + 1
-
-
-def _truncation(flow: Flow, x: Tensor) -> Tensor:
-    """(|eps|^2 - sigma tr deps/dx)/2 at t_min, (B, K): log p_{t_min} - log p_0 to first order in rho^2."""
-    c = flow.coordinates
-    node = c.model.node(torch.full((len(x),), c.t_min, dtype=torch.float64))
-    if float(c.model.process.sigma(c.t_min)) == 0:
-        return torch.zeros(len(x), flow.trace.width, dtype=torch.float64, device=x.device)
-
-    def field(y: Tensor) -> Tensor:
-        return flat(prediction(c.model, "eps", y.reshape(x.shape), node, flow.dtype))
-
-    rows = torch.arange(len(x), device=x.device)
-    eps, traces = flow.trace(field, flat(x), rows)
-    sigma = torch.as_tensor(node.sigma).to(x.device)[:, None]
-    return 0.5 * (fold(eps * eps)[:, None] - traces * sigma)
+        None if isinstance(flow.trace, Exact) else _skewness(estimates.detach()),
+    ), solution.stats.nfe
 
 
 def _normal(x: Tensor, std: float) -> Tensor:
@@ -222,6 +217,13 @@ def _standard_error(estimates: Tensor, trace: Trace) -> Tensor:
     return torch.sqrt(fold(gap * gap) / (count * (count - 1)))
 
 
+def _skewness(estimates: Tensor) -> Tensor:
+    """Of K estimates (B, K), by moments; 0 where they are equal."""
+    gap = estimates - _mean(estimates)[:, None]
+    square = _mean(gap * gap)
+    return torch.where(square > 0, _mean(gap**3) / square.clamp(min=1e-300) ** 1.5, 0.0)
+
+
 def _joined(
     parts: list[tuple[tuple[Tensor | None, ...], int]], probes: int, start: float, stop: float
 ) -> LogProb:
@@ -229,7 +231,7 @@ def _joined(
         None if column[0] is None else torch.cat([c for c in column if c is not None])
         for column in zip(*(part for part, _ in parts), strict=True)
     ]
-    value, stderr, law, change, latent, truncation, mismatch = columns
+    value, stderr, law, change, latent, truncation, mismatch, skewness = columns
     assert value is not None
     assert stderr is not None
     assert law is not None
@@ -238,7 +240,18 @@ def _joined(
     assert truncation is not None
     calls = sum(nfe for _, nfe in parts)
     return LogProb(
-        value, stderr, calls, law, change, latent, truncation, mismatch, probes, float(start), float(stop)
+        value,
+        stderr,
+        calls,
+        law,
+        change,
+        latent,
+        truncation,
+        mismatch,
+        probes,
+        float(start),
+        float(stop),
+        skewness,
     )
 
 
@@ -255,10 +268,9 @@ def _closed(law: Any, x: Tensor) -> LogProb:
 
 
 def first_time(process: GaussianDiffusion, t_min: float | None) -> float:
-    if t_min is not None:
-        return float(t_min) if t_min == 0 else check_positive(t_min, "t_min")
-    unit = process.t_max == 1.0 and process.t_min <= 1e-3
-    return min(1e-5, float(process.t_min)) if unit else float(process.t_min)
+    if t_min is None:
+        return first_training_time(process)
+    return float(t_min) if t_min == 0 else check_positive(t_min, "t_min")
 
 
 def last_time(model: Denoiser) -> float:

@@ -25,12 +25,9 @@ from sdekit.likelihood.trace import Trace, check_differentiable
 from sdekit.score.model import Denoiser
 from sdekit.score.predictions import Node, conversion
 from sdekit.sde.base import ODE
-from sdekit.sde.rows import flat
-from sdekit.solvers.base import Attempt
-from sdekit.solvers.control import error_norm
-from sdekit.solvers.runge_kutta import Tsitouras
+from sdekit.sde.rows import flat, fold
 
-__all__ = ["Coordinates", "Flow", "Stepper", "prediction"]
+__all__ = ["Coordinates", "Flow", "prediction"]
 
 KNEE = 0.7
 """c, in units of data_std: where the time turns from rho to -1/rho."""
@@ -103,13 +100,16 @@ class Flow(ODE):
     """d(y, l_1, ..., l_K, row)/du = (-w F, -w tr_k dF/dy / sqrt(D), 0), w = dphi/du.
 
     States are (B, D + K + 1) float64: the flow in y, K estimates of the log-determinant over sqrt(D), and
-    which row of the run it is (rows may leave the batch, and probes belong to rows).
+    which row of the run it is (rows may leave the batch, and probes belong to rows). slope: the first answer,
+    which is that at the start.
     """
 
     def __init__(self, coordinates: Coordinates, event: torch.Size, trace: Trace, dtype: torch.dtype) -> None:
         super().__init__()
         self.coordinates, self.event, self.trace, self.dtype = coordinates, event, trace, dtype
         self.size = math.prod(event)
+        self.slope: Tensor | None = None
+        self.weight = torch.ones(())
 
     def drift(self, x: Tensor, t: Any) -> Tensor:
         u = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
@@ -122,8 +122,23 @@ class Flow(ODE):
             return flat(prediction(c.model, "F", state, node, self.dtype, c.s))
 
         value, traces = self.trace(field, x[:, : self.size], (x[:, -1].detach() / ROW).to(torch.int64))
-        w = -weight[:, None]
-        return torch.cat([value * w, traces * (w / math.sqrt(self.size)), torch.zeros_like(x[:, -1:])], dim=1)
+        w = self.weight = -weight[:, None]
+        slope = torch.cat(
+            [value * w, traces * (w / math.sqrt(self.size)), torch.zeros_like(x[:, -1:])], dim=1
+        )
+        self.slope = slope if self.slope is None else self.slope
+        return slope
+
+    def response(self, change: Tensor) -> Tensor:
+        """The slope of y moved by ``change`` (B, D + K + 1) less that of the last call, to first order.
+
+        From the Jacobian that the trace has taken, without a call; 0 where it has not, and for l.
+        """
+        rows = self.trace.rows
+        if rows is None:
+            return torch.zeros_like(change)
+        moved = fold(rows * change[:, : self.size]).mT * self.weight
+        return torch.cat([moved, torch.zeros_like(change[:, self.size :])], dim=1)
 
     def start(self, x: Tensor, norm: float) -> Tensor:
         """The state of x (B, *event) at N = norm."""
@@ -136,21 +151,21 @@ class Flow(ODE):
         x = (state[:, : self.size] * norm).reshape(len(state), *self.event)
         return x, state[:, self.size : -1] * math.sqrt(self.size)
 
+    def truncations(self, x: Tensor) -> Tensor:
+        r"""(|eps|^2 - sigma tr deps/dx)/2 at t_min, (B, K): log p_{t_min} - log p_0 to first order in rho^2.
 
-@dataclass(frozen=True)
-class Stepper(Tsitouras):
-    """Tsitouras 5 for `Flow`: a step is good when y and the log-determinants are.
+            eps = sin y - cos F,   sigma tr deps/dx = sin (D sin - cos tr dF/dy),
 
-    Errors of y by `error_norm`; those of the log-determinants over sqrt(D), whose origin is arbitrary, in
-    units of atol + rtol. size: D. probes: K.
-    """
+        sin = sigma/N and cos = alpha s/N.
 
-    size: int = 1
-    probes: int = 1
-
-    def norm(self, x: Tensor, h: Any, attempt: Attempt, rtol: float, atol: float) -> Tensor:
-        y, change = slice(0, self.size), slice(self.size, self.size + self.probes)
-        flow = error_norm(attempt.error[:, y], x[:, y], attempt.x[:, y], rtol, atol)
-        return torch.maximum(
-            flow, error_norm(attempt.error[:, change], x[:, change], attempt.x[:, change], 0.0, rtol + atol)
-        )
+        x: (B, *event) at t_min, where the run began.
+        """
+        c = self.coordinates
+        node, weight = c.at(torch.tensor(c.u(c.t_min), dtype=torch.float64))
+        norm = float(c.norm(node))
+        sine, cosine = float(node.sigma) / norm, float(node.alpha) * c.s / norm
+        assert self.slope is not None
+        field = self.slope / -float(weight)
+        eps = flat(x) * (sine / norm) - field[:, : self.size] * cosine
+        traces = field[:, self.size : -1] * math.sqrt(self.size)
+        return 0.5 * (fold(eps * eps)[:, None] - (self.size * sine - traces * cosine) * sine)

@@ -69,11 +69,19 @@ def dequantize(
 
 
 def bits_per_dimension(
-    log_prob: Tensor, dimension: int, *, levels: int = 256, low: float = 0.0, high: float = 1.0
+    log_prob: Any, dimension: int, *, levels: int = 256, low: float = 0.0, high: float = 1.0
 ) -> Tensor:
     """-(log_prob/D + log((high - low)/levels))/log 2, the shape of log_prob (nats).
 
-    levels=1 on [0, 1] is the continuous density in bits. Raises ValueError.
+    levels=1 on [0, 1] is the continuous density in bits. Raises ValueError, TypeError.
     """
     width = _width(levels, low, high)
-    return -(log_prob / check_count(dimension, "dimension") + math.log(width)) / math.log(2.0)
+    if isinstance(log_prob, list | tuple):
+        log_prob = torch.tensor(log_prob, dtype=torch.float64)
+    if not isinstance(log_prob, Tensor | float | int) and not hasattr(log_prob, "__array__"):
+        raise TypeError(
+            f"log_prob must be log-densities in nats, got {type(log_prob).__name__}. Next: .value, for what "
+            f"sdekit.log_prob returned."
+        )
+    bits: Tensor = -(log_prob / check_count(dimension, "dimension") + math.log(width)) / math.log(2.0)
+    return bits

@@ -26,18 +26,21 @@ __all__ = ["Exact", "Probed", "Trace", "check_densities", "check_differentiable"
 LAWS = ("rademacher", "gaussian")
 ELEMENTS = 2**22
 """Elements of the products taken at once."""
+KEPT = 64
+"""The largest D whose Jacobian is kept."""
 
 
 class Trace:
     """``trace(fn, y, rows)`` -> (fn(y), estimates of the trace); see `Exact` and `Probed`.
 
-    width: estimates a row, K.
+    width: estimates a row, K. rows: J of the last call where it is known, (D, B, D), row by row.
     """
 
     width: int = 1
 
     def __init__(self) -> None:
         self._together = True
+        self.rows: Tensor | None = None
 
     def __call__(self, fn: Callable[[Tensor], Tensor], y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """fn: (B, D) -> (B, D), rows independent; y: (B, D); rows: (B,), which rows of the run they are.
@@ -71,19 +74,22 @@ class Trace:
 
 
 class Exact(Trace):
-    """tr J from D products, for any event shape."""
+    """tr J from D products, for any event shape; J itself up to D = 64."""
 
     def __call__(self, fn: Callable[[Tensor], Tensor], y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         at, out, keep = self._value(fn, y)
         batch, size = y.shape
         chunk = max(1, ELEMENTS // max(1, batch * size))
-        diagonal = []
+        diagonal, jacobian = [], []
         for first in range(0, size, chunk):
             index = torch.arange(first, min(first + chunk, size), device=y.device)
             v = torch.zeros(len(index), batch, size, dtype=out.dtype, device=y.device)
             v[torch.arange(len(index), device=y.device), :, index] = 1.0
             pulled = self._pull(out, at, v, keep)
             diagonal.append(pulled.gather(2, index[:, None, None].expand(-1, batch, 1))[..., 0])
+            if size <= KEPT:
+                jacobian.append(pulled)
+        self.rows = torch.cat(jacobian) if jacobian else None
         trace = fold(torch.cat(diagonal).movedim(0, 1))[:, None]
         return (out if keep else out.detach()), trace
 

@@ -11,7 +11,7 @@ from sdekit.errors import ShapeError, check_state
 from sdekit.noise import Philox, Purpose
 from sdekit.targets._moments import data_moments
 
-__all__ = ["Batches", "as_data", "permutation", "scales", "split"]
+__all__ = ["Batches", "Order", "as_data", "check_event", "permutation", "scales", "split"]
 
 ORDER_ID, SPLIT_ID = -(2**40), -(2**40) - 1
 """Philox sample ids of orders and splits, apart from those of rows (>= 0) and of times."""
@@ -33,23 +33,32 @@ def as_data(data: Any, like: Tensor, name: str = "data") -> Tensor:
     return x.detach().to(dtype=like.dtype, device=like.device)
 
 
-def split(x: Tensor, held_out: Any, seed: int) -> tuple[Tensor, Tensor]:
-    """(training data, held-out data): a fraction of x chosen by the seed, or data that are given."""
-    if not isinstance(held_out, int | float):
-        held = as_data(held_out, x, "held_out")
-        if held.shape[1:] != x.shape[1:]:
-            raise ShapeError(
-                f"held_out must have the data's event shape {tuple(x.shape[1:])}, got "
-                f"{tuple(held.shape[1:])}."
-            )
-        return x, held
-    if not 0 <= held_out < 1:
-        raise ValueError(f"held_out must be a fraction in [0, 1) or data, got {held_out}.")
-    count = round(held_out * len(x))
-    if count >= len(x):
-        raise ValueError(f"held_out = {held_out} of {len(x)} samples leaves none to train on.")
-    order = permutation(len(x), seed).to(x.device)
-    return x[order[count:]], x[order[:count]]
+def check_event(held: Tensor, event: tuple[int, ...]) -> Tensor:
+    """Held-out data of this event shape. Raises ShapeError for another."""
+    if tuple(held.shape[1:]) != event:
+        raise ShapeError(f"held_out must have the data's event shape {event}, got {tuple(held.shape[1:])}.")
+    return held
+
+
+def split(count: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
+    """(rows to train on, rows held out): a fraction of 0..count - 1 chosen by the seed.
+
+    Raises ValueError for a fraction outside [0, 1) or one that leaves nothing to train on.
+    """
+    if isinstance(held_out, bool) or not 0 <= held_out < 1:
+        hint = (
+            f", {held_out:g}/{count} for so many samples"
+            if held_out is not True and 1 <= held_out < count
+            else ""
+        )
+        raise ValueError(
+            f"held_out must be a fraction in [0, 1) or data, got {held_out}. Next: 0.1, say{hint}."
+        )
+    held = round(held_out * count)
+    if held >= count:
+        raise ValueError(f"held_out = {held_out} of {count} samples leaves none to train on.")
+    order = permutation(count, seed)
+    return order[held:], order[:held]
 
 
 def scales(data: Tensor) -> tuple[float, float]:
@@ -79,22 +88,30 @@ class Batches:
     """Batch n: rows of a fresh random order in every pass through the data."""
 
     def __init__(self, data: Tensor, size: int, seed: int) -> None:
-        self.data, self.size, self.seed = data, size, seed
+        self.data, self.order = data, Order(len(data), size, seed)
+
+    def __getitem__(self, n: int) -> Tensor:
+        return self.data[self.order[n].to(self.data.device)]
+
+
+class Order:
+    """Rows of batch n: a fresh random order of 0..count - 1 in every pass, a function of n and the seed."""
+
+    def __init__(self, count: int, size: int, seed: int) -> None:
+        self.count, self.size, self.seed = count, size, seed
         self.passes: dict[int, Tensor] = {}
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self.passes:
             if len(self.passes) > 1:
                 self.passes.pop(min(self.passes))
-            order = permutation(len(self.data), self.seed, epoch, ORDER_ID)
-            self.passes[epoch] = order.to(self.data.device)
+            self.passes[epoch] = permutation(self.count, self.seed, epoch, ORDER_ID)
         return self.passes[epoch]
 
     def __getitem__(self, n: int) -> Tensor:
-        count = len(self.data)
         first, last = n * self.size, (n + 1) * self.size
-        a, b = divmod(first, count)
+        a, b = divmod(first, self.count)
         rows = self._order(a)[b : b + self.size]
         if len(rows) < self.size:
-            rows = torch.cat([rows, self._order(a + 1)[: last - (a + 1) * count]])
-        return self.data[rows]
+            rows = torch.cat([rows, self._order(a + 1)[: last - (a + 1) * self.count]])
+        return rows

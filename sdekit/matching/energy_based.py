@@ -24,9 +24,12 @@ from sdekit.errors import (
     check_count,
     check_positive,
 )
+from sdekit.matching.average import averaged as _averaged
 from sdekit.matching.data import Batches, as_data, permutation
-from sdekit.matching.fit import _average, _bar, _parameter, _rate
+from sdekit.matching.logs import progress_bar
 from sdekit.matching.losses.contrastive import EnergyFn, contrastive_divergence, energies
+from sdekit.matching.optimisers import trainable
+from sdekit.matching.rates import rate
 from sdekit.noise import Philox, Purpose
 from sdekit.sde.langevin import Langevin
 from sdekit.solvers import solve
@@ -134,6 +137,12 @@ class EnergyFit:
     buffer: ReplayBuffer
     seconds: float
 
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.energy.parameters())
+        tail = float(self.losses[-max(len(self.losses) // 10, 1) :].mean())
+        steps = len(self.losses)
+        return f"EnergyFit({count:,} parameters, {steps} steps, loss {tail:.4g}, {self.seconds:.3g} s)"
+
 
 def fit_energy(
     net: nn.Module,
@@ -181,7 +190,7 @@ def fit_energy(
     chain or the loss. ValueError: numbers out of range, an element that is constant over the data.
     """
     started = clock.perf_counter()
-    like = _parameter(net)
+    like = trainable(net)
     steps, batch_size = check_count(steps, "steps"), check_count(batch_size, "batch_size")
     chain_steps = check_count(chain_steps, "chain_steps")
     lr, step_size = check_positive(lr, "lr"), check_positive(step_size, "step_size")
@@ -198,12 +207,12 @@ def fit_energy(
     batch_size = min(batch_size, len(x))
     buffer = ReplayBuffer(capacity, x.double().mean(dim=0).to(x), 2 * std, reinit=reinit, seed=seed)
     optimiser = torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.99))
-    averaged, batches, bar = _average(net, ema), Batches(x, batch_size, seed), _bar(steps, progress)
+    averaged, batches, bar = _averaged(net, ema), Batches(x, batch_size, seed), progress_bar(steps, progress)
     history = torch.zeros(steps, dtype=torch.float32)
     net.train()
     for n in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = lr * _rate(n, steps, warmup)
+            group["lr"] = lr * rate(n, steps, warmup, "cosine")
         batch = batches[n]
         rows, start = buffer.start(n, batch_size)
         ends = negatives(

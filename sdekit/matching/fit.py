@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-import time as clock
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,30 +11,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdekit.errors import NonFiniteError, check_count, check_positive
-from sdekit.matching.checkpoint import require_safetensors, save
-from sdekit.matching.data import Batches, as_data, permutation, scales, split
-from sdekit.matching.losses import TimeLaw, Weighting, denoising, training_times
+from sdekit.errors import check_count, check_positive, unknown_name
+from sdekit.matching import arguments
+from sdekit.matching import resume as states
+from sdekit.matching.data import scales
+from sdekit.matching.labels import ClassDenoiser, classes_of
+from sdekit.matching.logs import StepReport
+from sdekit.matching.objectives import objective
+from sdekit.matching.optimisers import make_optimiser, trainable
+from sdekit.matching.rates import SCHEDULES, Schedule
+from sdekit.matching.sources import open_data
+from sdekit.matching.stream import checksum
+from sdekit.matching.training import Training
+from sdekit.score.energy import Energy
 from sdekit.score.model import Denoiser
-from sdekit.sde.diffusion import GaussianDiffusion
+from sdekit.sde.base import SDE
+from sdekit.sde.gaussian import GaussianDiffusion
 
 __all__ = ["FitResult", "fit"]
-
-HELD_OUT_SEED = 2**63 + 1
-"""Times and noise of the held-out loss: the same in every run, so that runs can be compared."""
 
 
 @dataclass(frozen=True)
 class FitResult:
     """What `fit` returns.
 
-    model: the score model, with the averaged weights, in evaluation mode. losses: (steps,) training loss
-    of each step, a mean over batch and elements (1 = an eps network that returns 0). held_out: (K,) loss of
-    the averaged weights on the held-out data after the steps ``held_out_steps`` (K,), always on the same
-    times and noise; empty without held-out data. seconds: wall time.
+    model: the score model, with the averaged weights, in evaluation mode: a `Denoiser` (a `ClassDenoiser` for
+    a network of classes); the network itself where there is no process with alpha(t) and sigma(t).
+    losses: (steps,) training loss of each step, a mean over batch and elements (1 = an eps network that
+    returns 0). held_out: (K,) loss of the averaged weights on the held-out data after the steps
+    ``held_out_steps`` (K,), always on the same times and noise; empty without held-out data. seconds: wall
+    time, that before a resumption included.
     """
 
-    model: Denoiser
+    model: Any
     losses: Tensor
     held_out: Tensor
     held_out_steps: Tensor
@@ -54,25 +62,33 @@ class FitResult:
 def fit(
     net: nn.Module | Denoiser,
     data: Any,
-    process: GaussianDiffusion | None = None,
+    process: SDE | None = None,
     *,
-    predicts: str = "eps",
-    time: str | Callable[[Tensor], Tensor] = "t",
+    predicts: str | None = None,
+    time: str | Callable[[Tensor], Tensor] | None = None,
+    loss: str | Callable[..., Tensor] = "denoising",
+    labels: Any = None,
+    drop_labels: float = 0.1,
     steps: int = 2000,
     batch_size: int = 128,
-    lr: float = 1e-3,
+    lr: float | None = None,
+    optimiser: Callable[..., torch.optim.Optimizer] | None = None,
+    schedule: Schedule = "cosine",
     warmup: int | None = None,
     clip: float | None = 1.0,
-    ema: float = 0.999,
-    weighting: Weighting = "native",
-    times: TimeLaw = None,
-    held_out: float | Tensor = 0.1,
+    ema: float | None = 0.999,
+    held_out: Any = None,
     check_every: int | None = None,
     seed: int = 0,
+    autocast: torch.dtype | None = None,
+    compile: bool = False,
     progress: bool = True,
+    callback: Callable[[int, StepReport], object] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool | str = False,
+    **options: Any,
 ) -> FitResult:
-    r"""Train a network by denoising score matching:
+    r"""Train a network, by denoising score matching unless another loss is named:
 
         minimise  E w(t) || net(x_t, t) - k ||^2 / D        (see `sdekit.losses.denoising`)
 
@@ -82,212 +98,193 @@ def fit(
     in Song et al. 2021, appendix H).
 
     Equal arguments give equal weights, on one CPU with one number of threads bit for bit: order, times and
-    noise are pure functions of the seed. The initial weights are the network's own.
+    noise are pure functions of the seed, and a run that was stopped and resumed is equal to one that was not.
+    The initial weights are the network's own.
 
     Parameters
     ----------
     net
-        nn.Module called as net(x, t), trained in place (the averaged copy is in the result); or a `Denoiser`
-        that holds one, with process, predicts and time.
+        nn.Module called as net(x, t), trained in place (the averaged copy is in the result); a
+        `sdekit.Energy`, whose gradient is the prediction; or a `Denoiser` that holds one, with process,
+        predicts and time.
     data
         (N, *event), tensor or numpy array of floating dtype; converted to the network's dtype and device.
-        Scale it to a standard deviation of about 1/2 to 1.
-    process, predicts, time
-        As in `Denoiser`.
+        Scale it to a standard deviation of about 1/2 to 1. Or a torch Dataset, read item by item in an
+        order of the seed; or a DataLoader or another iterable of batches, whose batch size is its own. Items
+        and batches are x or (x, label).
+    process
+        As in `Denoiser`; any `SDE` for loss="sliced_sde"; None for losses that need none, which train net(x),
+        or net(x, t) with their option ``t``.
+    predicts, time
+        As in `Denoiser`, "eps" ("flow" for loss="flow_matching", "score" for a `sdekit.Energy`) and "t"
+        unless given; for loss="interpolant" as in `sdekit.losses.interpolant`.
+    loss, **options
+        A name in `sdekit.losses`, with its own options as further arguments: "denoising" (weighting, times,
+        ...), "likelihood_weighted", "flow_matching" (on `RectifiedFlow`), "multi_noise" (sigmas),
+        "sliced_sde" (span, and path_steps for its ``steps``). With a process "implicit", "sliced",
+        "finite_difference" and "explicit" (exact) are taken at noised data x_t, at times ``times`` and
+        weighted by sigma^2 (or by ``weighting``, "none" or a function of t); without one at the data, as are
+        "one_noise" (sigma), "multi_noise" and "interpolant" (pairs, (N, 2, *event)). Or a callable
+        loss(model, x, seed=, draw=, **options) -> (B,), where model is a `Denoiser`, or the network without a
+        process, and draw the step. An "edm" network's times are EDM's, ln(sigma/alpha) ~
+        N(-1.2 + ln(data_std/0.5), 1.2^2), unless ``times`` is given.
+    labels, drop_labels
+        Classes (N,), whole numbers 0, ..., K - 1, for a network with an attribute ``classes`` = K called as
+        net(x, t, label), label int64 (B,). Each is replaced by K, "no class", with probability drop_labels,
+        so that the network learns the model without a class too. See `sdekit.matching.ClassDenoiser`.
     steps, batch_size
         Optimiser steps; samples in each (at most N).
-    lr, warmup, clip
-        Peak rate; steps up to it (steps/20, at most 500, unless given); bound on the gradient's norm or None.
+    lr, optimiser
+        Peak rate, 1e-3 unless given; or, in place of Adam and lr, a function of the parameters:
+        ``lambda p: torch.optim.AdamW(p, lr=1e-3)``, whose own rates are the peaks.
+    schedule, warmup, clip
+        "cosine", "constant" or a function of the step, a factor of the rate; steps up to the peak
+        (steps/20, at most 500, unless given); bound on the gradient's norm or None.
     ema
-        m in [0, 1); 0 keeps the last weights.
-    weighting, times
-        As in `sdekit.losses.denoising`.
+        m in [0, 1); 0 or None keeps the last weights. See `sdekit.matching.ema_rate`.
     held_out
-        Fraction of the data, chosen by the seed, or data of the same event shape; 0 for none.
+        Fraction of the data, chosen by the seed (0.1 unless given), or data of the same event shape, (x,
+        labels) with classes; 0 for none. A loader has no fraction to hold out: data, or none.
     check_every
         Steps between held-out losses and checkpoints; steps/10 unless given.
-    checkpoint
-        A .safetensors path for the averaged model, see `sdekit.matching.load`.
+    autocast, compile
+        torch.bfloat16 for mixed precision, weights and losses in full; True trains through torch.compile.
+    progress, callback
+        A bar with both losses; callback(step, report) after each step, with a
+        `sdekit.matching.StepReport`: a `CSVLog`, a `TensorBoardLog`, or a function.
+    checkpoint, resume
+        A .safetensors path for the averaged model, see `sdekit.matching.load`. Beside it, under the name
+        *.state.safetensors, the state of the run is kept, at every check and when the run is interrupted.
+        resume=True goes on from it, "auto" too if there is one, and refuses data, arguments or a seed that
+        differ; ``steps`` may grow if the schedule is not the cosine, which is made for one number of steps.
+        The batches of a loader must come in the same order again: shuffling and transforms that draw from
+        torch's generator do, others are refused.
 
     Returns
     -------
-    FitResult. Its model knows the data's standard deviation and spread, as samplers ask for.
+    FitResult. Its model knows the data's standard deviation and spread, as samplers ask for (measured on
+    4,096 samples where the data are not in memory).
 
     Raises
     ------
-    ShapeError: data that are empty, integer or not (N, *event); a network of the wrong output shape.
-    NonFiniteError: NaN in the data, or a loss that is no longer finite. ValueError: numbers out of range.
-    OptionalDependencyError: ``checkpoint`` without safetensors.
+    ShapeError: data that are empty, integer or not (N, *event), labels that are floats or of another number;
+    a network or a loss of the wrong output shape. NonFiniteError: NaN in the data, or a loss that is no
+    longer finite. ValueError: numbers out of range, a state of another run. TypeError: labels missing or of
+    no use, unknown options. FileNotFoundError: resume=True without a state. UnknownNameError: loss, schedule.
+    RuntimeError: torch.compile fails,
+    or gradients are switched off. OptionalDependencyError: ``checkpoint`` without safetensors.
     """
-    started = clock.perf_counter()
+    arguments.check_gradients()
     module = net.net if isinstance(net, Denoiser) else net
-    like = _parameter(module)
+    like = trainable(module)
     assert isinstance(module, nn.Module)
+    arguments.check_process(process)
+    seed, held_out = arguments.check_seed(seed), arguments.fraction(held_out)
     steps, batch_size = check_count(steps, "steps"), check_count(batch_size, "batch_size")
-    lr, ema = check_positive(lr, "lr"), float(ema)
+    ema = 0.0 if ema is None else float(ema)
     if not 0 <= ema < 1:
         raise ValueError(f"ema must lie in [0, 1), got {ema}. Next: 0.999, or 0 for the last weights.")
+    drop_labels = float(drop_labels or 0)
+    if not 0 <= drop_labels <= 1:
+        raise ValueError(f"drop_labels must be a probability in [0, 1], got {drop_labels}.")
     warmup = min(500, steps // 20) if warmup is None else check_count(warmup, "warmup", 0)
     every = max(steps // 10, 1) if check_every is None else check_count(check_every, "check_every")
-    if checkpoint is not None:
-        require_safetensors()
-    train, held = split(as_data(data, like), held_out, seed)
-    model = _model(net, train, process, predicts, time)
-    batch_size = min(batch_size, len(train))
+    clip = None if clip is None else check_positive(clip, "clip")
+    if not callable(schedule) and schedule not in SCHEDULES:
+        raise unknown_name("schedule", schedule, SCHEDULES)
+    if autocast not in (None, torch.bfloat16):
+        raise ValueError(
+            f"autocast must be torch.bfloat16 or None, got {autocast}. float16 needs scaled gradients."
+        )
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function (step, report), got {type(callback).__name__}.")
+    path = arguments.run_path(checkpoint, resume)
+    chosen = make_optimiser(module, lr, optimiser)
 
-    fused = like.device.type in ("cpu", "cuda")
-    optimiser = torch.optim.Adam(module.parameters(), lr=lr, betas=(0.9, 0.99), fused=fused)
-    averaged = _average(module, ema)
-    losses = torch.zeros(steps, dtype=torch.float32, device=like.device)
-    checks: list[tuple[int, float]] = []
-    batches = Batches(train, batch_size, seed)
-    bar = _bar(steps, progress)
-    devices = [like.device] if like.is_cuda else []
-    module.train()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            for n in range(steps):
-                for group in optimiser.param_groups:
-                    group["lr"] = lr * _rate(n, steps, warmup)
-                values = denoising(model, batches[n], weighting=weighting, times=times, seed=seed, draw=n)
-                loss = values.mean() / train[0].numel()
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                if clip is not None:
-                    nn.utils.clip_grad_norm_(module.parameters(), clip)
-                optimiser.step()
-                averaged.update_parameters(module)
-                losses[n] = loss.detach()
-                if bar is not None:
-                    bar.update()
-                if n == 0:
-                    _finite(losses, 0, 1, lr)
-                if (n + 1) % every == 0 or n + 1 == steps:
-                    _finite(losses, n + 1 - every, n + 1, lr)
-                    result = _with_net(model, averaged.module)
-                    if len(held):
-                        checks.append((n + 1, _held_out_loss(result, held, weighting, times)))
-                    if checkpoint is not None:
-                        save(result, checkpoint, extra={"steps": n + 1, "seed": seed})
-                    if bar is not None:
-                        bar.set_postfix(_report(losses[max(n + 1 - every, 0) : n + 1], checks))
-    finally:
-        if bar is not None:
-            bar.close()
-    module.eval()
+    source, held = open_data(
+        data, labels, held_out, size=batch_size, seed=seed, like=like, classes=classes_of(module)
+    )
+    if loss == "flow_matching" and not isinstance(net, Denoiser):
+        predicts = predicts or "flow"
+    if isinstance(net, Energy) and process is not None:
+        predicts = predicts or "score"  # what an energy's gradient is
+    model = _model(net, module, source.sample, process, predicts, time)
+    if loss == "interpolant" and predicts is not None:
+        options["predicts"] = predicts
+    law = model.process if isinstance(model, Denoiser) else process
+    aim = objective(loss, model, law, options, len(source.event))
+    identity = {
+        "data": source.fingerprint(),
+        "held_out": held_out if held_out is None or isinstance(held_out, float) else checksum(*held),
+        "network": f"{type(module).__name__}, {_architecture(module)}",
+        "process": states.describe(law),
+        "predicts": getattr(model, "predicts", None),
+        "time": states.describe(getattr(model, "time", None)),
+        "data_std": getattr(net, "data_std", None),
+        "loss": aim.name,
+        "options": states.describe(options),
+        "drop_labels": drop_labels,
+        "steps": steps,
+        "batch_size": batch_size,
+        "optimiser": states.about_optimiser(chosen),
+        "schedule": states.describe(schedule),
+        "warmup": warmup,
+        "clip": clip,
+        "ema": ema,
+        "seed": seed,
+        "autocast": states.describe(autocast),
+        "compile": compile,
+    }
+    run = Training(
+        module=module, model=model, objective=aim, source=source, held=held, optimiser=chosen, steps=steps,
+        every=every, seed=seed, ema=ema, schedule=schedule, warmup=warmup, clip=clip, drop_labels=drop_labels,
+        autocast=autocast, compiled=torch.compile(module) if compile else None, path=path, identity=identity,
+        callback=callback,
+    )  # fmt: skip
+    if path is not None and resume and (resume is True or states.state_path(path).exists()):
+        run.go_on()
+    run.run(progress)
     return FitResult(
-        model=_with_net(model, averaged.module),
-        losses=losses.cpu(),
-        held_out=torch.tensor([value for _, value in checks]),
-        held_out_steps=torch.tensor([n for n, _ in checks], dtype=torch.int64),
-        seconds=clock.perf_counter() - started,
+        model=run.result(),
+        losses=run.losses.cpu(),
+        held_out=torch.tensor([value for _, value in run.checks]),
+        held_out_steps=torch.tensor([n for n, _ in run.checks], dtype=torch.int64),
+        seconds=run.elapsed(),
         parameters=sum(p.numel() for p in module.parameters()),
     )
 
 
-def _parameter(module: object) -> Tensor:
-    """The first trainable parameter: dtype and device of the training."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"fit trains an nn.Module, got {type(module).__name__}. Next: sdekit.nets.MLP or UNet."
-        )
-    like = next((p for p in module.parameters() if p.requires_grad), None)
-    if like is None:
-        raise ValueError(f"{type(module).__name__} has no trainable parameters. Next: requires_grad_(True).")
-    return like
-
-
 def _model(
     net: nn.Module | Denoiser,
+    module: nn.Module,
     data: Tensor,
-    process: GaussianDiffusion | None,
-    predicts: str,
-    time: str | Callable[[Tensor], Tensor],
-) -> Denoiser:
-    """The Denoiser to train, with data_std and data_spread measured where they are not given."""
-    std, spread = scales(data)
+    process: SDE | None,
+    predicts: str | None,
+    time: str | Callable[[Tensor], Tensor] | None,
+) -> Any:
+    """The Denoiser to train, with data_std and data_spread measured where they are not given; or the network
+    itself, where the process has no alpha(t) and sigma(t)."""
+    kind = Denoiser if classes_of(module) is None else ClassDenoiser
     if isinstance(net, Denoiser):
-        if process is not None:
-            raise TypeError("a Denoiser holds its own process. Next: fit(denoiser, data) without process.")
-        if net.data_std is not None:
+        arguments.check_agreement(net, process, predicts, time)
+        if net.data_std is None:
+            std, spread = scales(data)
+        else:
             std, spread = net.data_std, net.data_spread or net.data_std
-        return Denoiser(net.net, net.process, net.predicts, net.time, std, spread, net.network_dtype)
-    if process is None:
-        raise TypeError("fit needs the process that adds the noise. Next: fit(net, data, sdekit.VP()).")
-    return Denoiser(net, process, predicts, time, std, spread)
+        return kind(module, net.process, net.predicts, net.time, std, spread, net.network_dtype)
+    if isinstance(process, GaussianDiffusion):
+        arguments.check_call(module, classes_of(module))
+        return kind(module, process, predicts or "eps", time or "t", *scales(data))
+    if kind is ClassDenoiser:
+        raise TypeError(
+            "classes need a process with alpha(t) and sigma(t). Next: fit(net, data, sdekit.VP(), "
+            "labels=labels)."
+        )
+    return module
 
 
-def _with_net(model: Denoiser, net: nn.Module) -> Denoiser:
-    return Denoiser(
-        net.eval(),
-        model.process,
-        model.predicts,
-        model.time,
-        model.data_std,
-        model.data_spread,
-        model.network_dtype,
-    )
-
-
-def _average(module: nn.Module, ema: float) -> Any:
-    """torch's AveragedModel with the warm-up m_n = min(ema, (1 + n)/(10 + n))."""
-    from torch.optim.swa_utils import AveragedModel
-
-    def update(averaged: Any, current: Any, count: Any) -> None:
-        n = int(count)
-        keep = min(ema, (1 + n) / (10 + n))
-        for a, c in zip(averaged, current, strict=True):
-            a.lerp_(c, 1 - keep)
-
-    return AveragedModel(module, multi_avg_fn=update)
-
-
-def _rate(n: int, steps: int, warmup: int) -> float:
-    """Factor of the learning rate at step n."""
-    if n < warmup:
-        return (n + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (n - warmup) / max(steps - warmup, 1)))
-
-
-def _held_out_loss(model: Denoiser, held: Tensor, weighting: Weighting, times: TimeLaw) -> float:
-    """Mean over at least 1,024 fixed pairs of held-out sample and noise level."""
-    copies = max(1, -(-1024 // len(held)))
-    x = held.repeat(copies, *([1] * (held.ndim - 1)))
-    t = training_times(model.process, len(x), law=times, seed=HELD_OUT_SEED, device=held.device)
-    t = t[permutation(len(x), HELD_OUT_SEED).to(t.device)]
-    total = 0.0
-    with torch.no_grad():
-        for k, i in enumerate(range(0, len(x), 256)):
-            part, level = x[i : i + 256], t[i : i + 256]
-            values = denoising(model, part, t=level, weighting=weighting, seed=HELD_OUT_SEED, draw=k)
-            total += float(values.double().sum())
-    return total / x.numel()
-
-
-def _finite(losses: Tensor, low: int, high: int, lr: float) -> None:
-    part = losses[max(low, 0) : high]
-    bad = (~torch.isfinite(part)).nonzero()
-    if len(bad) == 0:
-        return
-    step = max(low, 0) + int(bad[0])
-    cause, hint = f"a learning rate too large (lr = {lr:g})", "a smaller lr, and clip=1.0"
-    if step == 0:
-        cause = "the network returns NaN as it is: 'log' time features, say, given a negative level"
-        hint = "check net(x, t); features='real' for an 'edm' network or a half log-SNR"
-    raise NonFiniteError(
-        f"the training loss is {float(part[bad[0]]):g} at step {step}. Likely cause: {cause}. Next: {hint}."
-    )
-
-
-def _bar(steps: int, progress: bool) -> Any:
-    if not progress:
-        return None
-    from tqdm.auto import tqdm
-
-    return tqdm(total=steps, desc="training", unit="step", mininterval=0.2)
-
-
-def _report(losses: Tensor, checks: list[tuple[int, float]]) -> dict[str, str]:
-    report = {"loss": f"{float(losses.mean()):.4f}"}
-    return report | ({"held-out": f"{checks[-1][1]:.4f}"} if checks else {})
+def _architecture(module: nn.Module) -> str:
+    """A digest of the layers and of names and shapes of the state."""
+    layers = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(module))
+    shapes = [(k, tuple(v.shape), str(v.dtype)) for k, v in module.state_dict().items()]
+    return checksum(torch.tensor(list(f"{layers} {shapes}".encode()), dtype=torch.uint8))[:8]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdekit.errors import check_count, unknown_name
+from sdekit.errors import ShapeError, check_count, unknown_name
 
-__all__ = ["TimeFeatures", "embedding", "seeded", "zero"]
+__all__ = ["TimeFeatures", "condition", "embedding", "label_table", "seeded", "zero"]
 
 FEATURES = ("log", "real")
 
@@ -69,6 +69,47 @@ def embedding(width: int, kind: str) -> nn.Sequential:
     return nn.Sequential(
         features, nn.Linear(features.count, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
     )
+
+
+def label_table(classes: int | None, width: int) -> nn.Embedding | None:
+    """A vector for each class and, last, one for no class; None for a network without labels."""
+    return None if classes is None else nn.Embedding(check_count(classes, "classes") + 1, width)
+
+
+def condition(embed: nn.Sequential, table: nn.Embedding | None, t: Tensor, label: Tensor | None) -> Tensor:
+    """e = silu(time features + vector of the label), (B, width); label int64 (B,), or None for no class.
+
+    Raises TypeError for a label where the network has no classes, ShapeError for floats or another shape,
+    ValueError for a label out of range.
+    """
+    h = t
+    for layer in list(embed)[:-1]:
+        h = layer(h)
+    if table is not None:
+        h = h + _vectors(table, t, label)
+    elif label is not None:
+        raise TypeError("the network was made without classes, and got a label. Next: classes=... in it.")
+    out: Tensor = embed[-1](h)
+    return out
+
+
+def _vectors(table: nn.Embedding, t: Tensor, label: Tensor | None) -> Tensor:
+    nothing = table.num_embeddings - 1
+    if label is None:
+        return table.weight[nothing]
+    if label.dtype != torch.int64 or label.shape != t.shape:
+        raise ShapeError(
+            f"label must be int64 of shape {tuple(t.shape)}, a class for each row, got {label.dtype} of "
+            f"shape {tuple(label.shape)}. Next: label.long()."
+        )
+    outside = (label < 0) | (label > nothing)
+    if not torch.compiler.is_compiling() and not label.is_cuda and bool(outside.any()):
+        raise ValueError(
+            f"label must lie in 0, ..., {nothing - 1}, or be {nothing} for no class, got "
+            f"{int(label[outside][0])}."
+        )
+    out: Tensor = table(label)
+    return out
 
 
 def zero(layer: Any) -> Any:

@@ -11,6 +11,8 @@ the variance left at each level is least: `steps`, `exit_variance`. (5) Averaged
     sampler = sk.ncsn.steps(levels, nfe=1000).sampler()
     process = sk.EDM(float(levels[-1]), float(levels[0]))     # alpha = 1, t = sigma
     sk.sample(model, shape, sampler=sampler, grid=levels, end="clean")
+
+`sdekit.scales_of` takes the last level from the data too: ``sk.scales_of(data).levels()``.
 """
 
 from __future__ import annotations

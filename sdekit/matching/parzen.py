@@ -3,8 +3,7 @@ r"""Parzen windows: how wide a Gaussian to put on each datum, by the likelihood 
     p_h(x) = (1/N) sum_i N(x; y_i, h^2 I)        (`sdekit.Empirical`)
 
 has its greatest likelihood of the data themselves at h = 0, where it is infinite. Leaving each datum out of
-the density that judges it makes the likelihood a criterion for h (Habbema, Hermans and van den Broek 1974;
-Duin 1976, doi:10.1109/TC.1976.1674577):
+the density that judges it makes the likelihood a criterion for h (Duin 1976, doi:10.1109/TC.1976.1674577):
 
     law = sk.Empirical(data, sk.parzen.bandwidth(data))
 """

@@ -17,7 +17,7 @@ FAR, FARTHER = 2**30, 2**40
 
 @dataclass(frozen=True)
 class PolynomialDecay:
-    r"""eps_k = a (b + k)^(-gamma), k = 0, 1, ...: the schedule of Welling and Teh 2011, section 4.
+    r"""eps_k = a (b + k)^(-gamma), k = 0, 1, ...: the schedule of Welling and Teh 2011.
 
     sum eps_k is infinite for gamma <= 1, sum eps_k^2 finite for gamma > 1/2; other gamma are refused, by the
     name of the condition they break. a, b > 0. ``PolynomialDecay.between(first, last, steps)`` finds a and b.

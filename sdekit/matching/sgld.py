@@ -19,6 +19,7 @@ from sdekit.errors import (
     check_first_id,
     check_positive,
     check_state,
+    out_of_place,
 )
 from sdekit.matching.schedules import require, robbins_monro
 from sdekit.noise import Philox, Purpose
@@ -32,7 +33,7 @@ __all__ = ["Chains", "sgld"]
 class Chains:
     """What `sgld` returns: xs (K, B, *event), the states kept; weights (K,) float64, their steps eps_k.
 
-    Averages weigh a state by its step (Welling and Teh 2011, section 4.2), over steps and chains.
+    Averages weigh a state by its step (Welling and Teh 2011), over steps and chains.
     """
 
     xs: Tensor
@@ -186,7 +187,8 @@ class _Posterior:
         """grad (log prior + scale * sum of log-likelihoods), shape of x."""
         with torch.enable_grad():
             y = x.detach().requires_grad_()
-            values = _shaped(self.likelihood(y, *batch), batch[0].shape[:2], "log_likelihood")
+            values = out_of_place(lambda z: self.likelihood(z, *batch), y, "log_likelihood")
+            values = _shaped(values, batch[0].shape[:2], "log_likelihood")
             value = scale * values.sum()
             if prior and self.prior is not None:
                 value = value + _shaped(self.prior(y), x.shape[:1], "log_prior").sum()

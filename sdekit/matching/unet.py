@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sdekit._typing import State
 from sdekit.errors import ShapeError, check_count
-from sdekit.matching.layers import embedding, seeded, zero
+from sdekit.matching.layers import condition, embedding, label_table, seeded, zero
 
 __all__ = ["UNet"]
 
@@ -52,6 +52,18 @@ class _Attention(nn.Module):
         qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4)
         mixed = F.scaled_dot_product_attention(*qkv.unbind(1))
         out: Tensor = x + self.project(mixed.transpose(2, 3).reshape(b, c, h, w))
+        return out
+
+
+class _Attended(nn.Module):
+    """A residual block and self-attention after it."""
+
+    def __init__(self, block: nn.Module, attention: nn.Module) -> None:
+        super().__init__()
+        self.block, self.attention = block, attention
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        out: Tensor = self.attention(self.block(x, e))
         return out
 
 
@@ -104,14 +116,15 @@ class UNet(nn.Module):
     blocks
         Residual blocks a level on the way down (one more on the way up).
     attention
-        True adds self-attention over the pixels at the lowest level.
+        True adds self-attention over the pixels between the two blocks in the middle; level numbers, such as
+        (1, 2), add it there and after every block of those levels, 0 being the full resolution.
     groups, dropout
         Of GroupNorm (their greatest common divisor with the channels), and within the blocks.
-    features, seed
+    features, classes, seed
         As in `MLP`.
 
-    forward: x (B, channels, H, W), t (B,) -> (B, channels, H, W). Raises ShapeError for sizes that do
-    not fit.
+    forward: x (B, channels, H, W), t (B,) or (), label int64 (B,) or None -> (B, channels, H, W). Raises
+    ShapeError for sizes that do not fit.
     """
 
     def __init__(
@@ -121,25 +134,36 @@ class UNet(nn.Module):
         width: int = 32,
         multipliers: Sequence[int] = (1, 2),
         blocks: int = 1,
-        attention: bool = False,
+        attention: bool | Sequence[int] = False,
         groups: int = 8,
         dropout: float = 0.0,
         features: str = "log",
+        classes: int | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        self.classes = classes
         self.channels, width = check_count(channels, "channels"), check_count(width, "width")
+        if not isinstance(multipliers, Sequence):
+            raise TypeError(
+                f"multipliers must be numbers, one for each level, got {multipliers}. Next: (1, 2)."
+            )
         levels = [width * check_count(m, "multipliers") for m in multipliers]
         if not levels:
             raise ValueError("multipliers must name at least one level, got none. Next: (1, 2).")
         blocks, groups = check_count(blocks, "blocks"), check_count(groups, "groups")
         self.config = {
             "channels": self.channels, "width": width, "multipliers": list(multipliers), "blocks": blocks,
-            "attention": attention, "groups": groups, "dropout": dropout, "features": features,
+            "attention": attention if isinstance(attention, bool) else list(attention), "groups": groups,
+            "dropout": dropout, "features": features,
+            "classes": classes,
         }  # fmt: skip
 
-        def residual(inner: int, outer: int) -> _Residual:
-            return _Residual(inner, outer, 2 * width, groups, dropout)
+        attended = _levels(attention, len(levels))
+
+        def residual(inner: int, outer: int, level: int | None = None) -> nn.Module:
+            block = _Residual(inner, outer, 2 * width, groups, dropout)
+            return _Attended(block, _Attention(outer, groups)) if level in attended else block
 
         with seeded(seed):
             self.embed = embedding(2 * width, features)
@@ -149,7 +173,7 @@ class UNet(nn.Module):
             for k, size in enumerate(levels):
                 chain = []
                 for _ in range(blocks):
-                    chain.append(residual(now, size))
+                    chain.append(residual(now, size, k))
                     skips.append(now := size)
                 last = k + 1 == len(levels)
                 down.append(_Down(chain, None if last else nn.Conv2d(now, now, 3, stride=2, padding=1)))
@@ -159,16 +183,17 @@ class UNet(nn.Module):
             for k, size in reversed(list(enumerate(levels))):
                 chain = []
                 for _ in range(blocks + 1):
-                    chain.append(residual(now + skips.pop(), size))
+                    chain.append(residual(now + skips.pop(), size, k))
                     now = size
                 up.append(_Up(chain, nn.Conv2d(now, now, 3, padding=1) if k else None))
             self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
             self.norm = nn.GroupNorm(math.gcd(groups, now), now)
             self.leave = zero(nn.Conv2d(now, self.channels, 3, padding=1))
+            self.table = label_table(classes, 2 * width)
 
-    def forward(self, x: State, t: Tensor) -> State:
+    def forward(self, x: State, t: Tensor, label: Tensor | None = None) -> State:
         self._check(x)
-        e = self.embed(t)
+        e = condition(self.embed, self.table, t.expand(x.shape[0]), label)
         skips = [self.enter(x)]
         for level in self.down:
             skips += level(skips[-1], e)
@@ -187,3 +212,16 @@ class UNet(nn.Module):
             f"x must have shape (B, {self.channels}, H, W) with H and W divisible by {unit} "
             f"({len(self.down)} levels), got {tuple(x.shape)}. Next: {hint}."
         )
+
+
+def _levels(attention: bool | Sequence[int], count: int) -> set[int]:
+    """Levels with attention of their own. Raises ValueError for one that does not exist."""
+    if isinstance(attention, bool):
+        return set()
+    levels = {check_count(level, "attention", 0) for level in attention}
+    if levels and max(levels) >= count:
+        raise ValueError(
+            f"attention must name levels among 0, ..., {count - 1}, one for each multiplier, got "
+            f"{max(levels)}. Next: attention=({count - 1},), the lowest."
+        )
+    return levels

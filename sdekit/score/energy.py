@@ -9,7 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdekit._typing import State
-from sdekit.errors import ShapeError, check_argument_order, check_count, check_output, check_state
+from sdekit.errors import (
+    ShapeError,
+    check_argument_order,
+    check_count,
+    check_output,
+    check_state,
+    out_of_place,
+)
 from sdekit.noise import Philox, Purpose
 from sdekit.sde.calculus import pullback
 from sdekit.sde.rows import flat
@@ -30,7 +37,8 @@ class Energy(nn.Module):
     one number a sample that depends on this sample alone.
 
     Raises ArgumentOrderError for ``net(t, x)``; ShapeError, when called, for a net that returns anything but
-    (B,), a vector in particular: that is a score already, and needs no `Energy`.
+    (B,), a vector in particular: that is a score already, and needs no `Energy`; ValueError for a net that
+    changes x in place.
 
     LeCun et al. 2006, A tutorial on energy-based learning, section 1.
     """
@@ -44,26 +52,29 @@ class Energy(nn.Module):
 
     def energy(self, x: State, t: Tensor | None = None) -> Float[Tensor, " B"]:
         """E(x, t), (B,)."""
-        value = self.net(x) if t is None else self.net(x, t)
-        if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            wide = isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == 1
-            cause = "a last layer with one output unit" if wide else "a network that returns a score"
-            action = (
-                "net(x).squeeze(1)"
-                if wide
-                else "pass the network as the score itself, or end it with a sum over the event"
-            )
-            raise ShapeError(
-                f"an energy must have shape ({x.shape[0]},), one number a sample, got {got}. Likely cause: "
-                f"{cause}. Next: {action}."
-            )
+        value = out_of_place(lambda y: self.net(y) if t is None else self.net(y, t), x, "an energy")
+        if not isinstance(value, Tensor) or value.shape != x.shape[:1] or not value.is_floating_point():
+            raise ShapeError(_no_scalar(value, x))
         return value
 
     def forward(self, x: State, t: Tensor | None = None) -> State:
         """-grad_x E(x, t), the shape of x."""
         value, pull = pullback(lambda y: self.energy(y, t), x)
         return -pull(torch.ones_like(value))
+
+
+def _no_scalar(value: object, x: Tensor) -> str:
+    got = f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    cause = "a network that returns a score"
+    action = "pass the network as the score itself, or end it with a sum over the event"
+    if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == 1:
+        cause, action = "a last layer with one output unit", "net(x).squeeze(1)"
+    elif isinstance(value, Tensor) and value.shape == x.shape[:1]:
+        cause, action = "labels or indices in place of an energy", "return real numbers"
+    return (
+        f"an energy must have shape ({x.shape[0]},), one floating number a sample, got {got}. Likely cause: "
+        f"{cause}. Next: {action}."
+    )
 
 
 def curl(
@@ -96,7 +107,8 @@ def curl(
     time = None if t is None else torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(rows)
     with torch.enable_grad():
         y = x.detach().requires_grad_()
-        s = check_output(score(y) if time is None else score(y, time), x, "score")
+        s = out_of_place(lambda z: score(z) if time is None else score(z, time), y, "score")
+        s = check_output(s, x, "score")
         u = torch.zeros_like(s, requires_grad=True)
         if s.requires_grad:
             transposed = torch.autograd.grad(s, y, u, create_graph=True, materialize_grads=True)[0]

@@ -123,8 +123,6 @@ class Denoiser:
             )
         self.net = net
         self.network_dtype = network_dtype
-        #: What is called with (x, t): ``net`` itself, or ``net`` in ``network_dtype``.
-        self.network: Field = net if network_dtype is None else _in_dtype(net, network_dtype)
         self.process = process
         self.predicts = predicts
         self.time = time
@@ -134,6 +132,11 @@ class Denoiser:
         )
         #: (data_std, data_spread) per event shape, found by a pilot run where data_std is unknown.
         self.measured: dict[tuple[int, ...], tuple[float, float]] = {}
+
+    @property
+    def network(self) -> Field:
+        """What is called with (x, t): ``net`` itself, or ``net`` in ``network_dtype``."""
+        return self.net if self.network_dtype is None else _in_dtype(self.net, self.network_dtype)
 
     @property
     def kind(self) -> str:
@@ -243,7 +246,12 @@ def _in_dtype(net: Field, dtype: torch.dtype) -> Field:
 def _call(net: Field, x: Tensor, t: Tensor) -> Tensor:
     """net(x, t), of the shape of x, in the dtype of x (mixed precision returns another), x untouched."""
     before = None if x.is_inference() else x._version
-    out = check_output(net(x, t), x, "net")
+    try:
+        value = net(x, t)
+    except RuntimeError as error:
+        _check_dtype(net, x, error)
+        raise
+    out = check_output(value, x, "net")
     if before is not None and x._version != before:
         raise changed_in_place("net")
     if not out.is_floating_point():
@@ -252,6 +260,18 @@ def _call(net: Field, x: Tensor, t: Tensor) -> Tensor:
             f"place of a prediction. Next: return one number for each element of x."
         )
     return out if out.dtype is x.dtype else out.to(x.dtype)
+
+
+def _check_dtype(net: Field, x: Tensor, error: Exception) -> None:
+    """Raises ShapeError where the failed net has weights of another dtype than x."""
+    weights = net.parameters() if isinstance(net, torch.nn.Module) else ()
+    own = next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
+    if own != x.dtype:
+        name = str(own).removeprefix("torch.")
+        raise ShapeError(
+            f"net has {name} weights and failed on x of dtype {x.dtype}: {error}. Likely cause: numpy's "
+            f"float64 data. Next: x.to({own}), or net.to(x.dtype)."
+        ) from error
 
 
 def _affine(p: Any, x: Tensor, q: Any, out: Tensor) -> Tensor:

@@ -123,6 +123,10 @@ class EmbeddedSolver(Solver):
         """The solver for a run with these tolerances: itself, unless it solves equations within its steps."""
         return self
 
+    def first(self, x: Tensor, span: float) -> Tensor | None:
+        """The first steps (B,), signed like ``span``; None: from the sizes of the drift (`first_step`)."""
+        return None
+
     def norm(self, x: Tensor, h: Any, attempt: Attempt, rtol: float, atol: float) -> Tensor:
         """The error of the step h from x, per sample (B,) float64: good when <= 1 (`error_norm`)."""
         return error_norm(attempt.error, x, attempt.x, rtol, atol)

@@ -104,10 +104,20 @@ def test_the_end_correction_reaches_the_density_of_the_data():
     assert left[1] < 2 * left[0]
 
 
-@pytest.mark.parametrize("law", ["rademacher", "gaussian"])
-def test_error_bars_cover(law):
+@pytest.mark.parametrize(
+    ("d", "law", "probes"),
+    [
+        (6, "rademacher", 8),
+        (6, "gaussian", 8),
+        (6, "gaussian", 3),
+        (20, "rademacher", 8),
+        (6, "rademacher", 4),
+        pytest.param(80, "rademacher", 8, marks=pytest.mark.slow),
+    ],
+)
+def test_error_bars_cover(d, law, probes):
     """2,000 intervals at 95 %: between 90 and 98 % hold the truth (an exact 95 % would fail once in 1e9)."""
-    target, process = mixture(6), sk.VP()
+    target, process = mixture(d), sk.VP()
     start, x = at_start(target, process, 2000)
     found = sk.log_prob(
         target.denoiser(process),
@@ -115,6 +125,7 @@ def test_error_bars_cover(law):
         prior=target.marginal(process, 1.0),
         trace="hutchinson",
         law=law,
+        probes=probes,
         seed=3,
         rtol=1e-3,
         atol=1e-4,

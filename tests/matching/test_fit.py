@@ -61,7 +61,7 @@ def test_a_linear_network_finds_the_closed_form_optimum():
     assert result.model.net.b.item() == pytest.approx(-slope * alpha * m, abs=0.01)
 
 
-@pytest.mark.parametrize("predicts", ["eps", "v"])
+@pytest.mark.parametrize("predicts", ["eps", pytest.param("v", marks=pytest.mark.slow)])
 def test_it_learns_the_score_of_a_mixture(predicts):
     """Held-out loss within 4 % of the Bayes risk, that of the exact denoiser on the same draws."""
     target = sk.GaussianMixture([0.4, 0.6], [[-1.0, 0.0], [0.7, 0.5]], 0.04)
@@ -83,7 +83,7 @@ def test_it_learns_the_score_of_a_mixture(predicts):
 
 def test_equal_seeds_give_equal_weights_bit_for_bit_and_torch_s_generator_is_left_alone():
     x = torch.randn(48, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    options = {"steps": 12, "batch_size": 20, "progress": False, "held_out": 0.25}
+    options = {"steps": 12, "batch_size": 20, "progress": False, "held_out": 0.25, "check_every": 6}
 
     def train(seed, noise_around):
         torch.manual_seed(noise_around)

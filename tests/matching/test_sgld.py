@@ -39,6 +39,18 @@ def test_all_the_data_in_every_batch_is_ula():
     assert torch.equal(found.x, found.xs[-1])
 
 
+def test_a_centre_changes_nothing_where_the_batch_is_all_data_nor_for_linear_gradients():
+    """The prior counts once, at the state. Linear gradients: any batch gives that of all the data."""
+    data, x0 = normal(20, 3), normal(5, 3, seed=1)
+    options = {"schedule": 0.02, "steps": 4, "biased": True, "seed": 3}
+    options["log_prior"] = lambda x: -((x - 2.0).pow(4)).sum(1)
+    centre = torch.tensor([0.5, -1.0, 2.5], dtype=torch.float64)
+    plain = sgld(likelihood, data, x0, **options)
+    for size in (None, 4):
+        found = sgld(likelihood, data, x0, centre=centre, batch_size=size, **options)
+        torch.testing.assert_close(found.xs, plain.xs, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("centred", [False, True])
 def test_the_law_of_a_constant_step_is_the_exact_one(centred):
     """On N data y ~ N(x, 1) the step is linear: x' = (1 - eps N/2) x + (eps N/2) mean(batch) + sqrt(eps) xi,

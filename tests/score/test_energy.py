@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import sdekit as sk
 from sdekit.errors import ArgumentOrderError, ShapeError, UnknownNameError
 from sdekit.matching import losses
+from sdekit.noise import Purpose
 from sdekit.sde.calculus import pushforward
 
 DOUBLE = torch.float64
@@ -106,6 +107,12 @@ def test_energies_that_are_no_scalars_are_refused(net, message):
         sk.Energy(net)(points())
 
 
+def test_an_energy_can_be_compiled():
+    model = sk.Energy(Quartic())
+    x, t = points(), torch.linspace(0, 1, 5, dtype=DOUBLE)
+    torch.testing.assert_close(torch.compile(model, backend="eager")(x, t), model(x, t))
+
+
 def test_what_is_no_function_of_state_and_time_is_refused():
     with pytest.raises(TypeError, match="net must be callable"):
         sk.Energy(3.0)
@@ -168,3 +175,12 @@ def test_constant_scores_have_none():
         assert torch.equal(sk.curl(score, points()), torch.zeros(5, dtype=DOUBLE))
     with torch.no_grad():
         assert float(sk.curl(lambda x: x.flip(1) * torch.arange(3.0), points()).min()) > 0.1
+
+
+def test_probes_of_the_curl_are_the_normal_ones_of_probes():
+    """At one point, v of sample i: |J v - J^T v|^2/4 over the mean of |J v|^2 and |J^T v|^2."""
+    x, turn = points(), torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0], [0.5, 0.0, 1.0]], dtype=DOUBLE)
+    v = sk.Philox(4).normal(0, x, torch.arange(5), Purpose.PROBES)
+    ahead, back = v @ turn.T, v @ turn
+    expected = (ahead - back).square().sum(1) / 2 / (ahead.square() + back.square()).sum(1)
+    torch.testing.assert_close(sk.curl(lambda y: y @ turn.T, x, probes=1, seed=4), expected)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import sdekit as sk
+from sdekit.matching import load
 from tests.samplers.problems import mixture
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -95,3 +96,19 @@ def test_training_keeps_the_option():
     model = sk.Denoiser(Linear(), sk.VP(), "eps", network_dtype=torch.bfloat16)
     fitted = sk.fit(model, torch.randn(64, 4, generator=g), steps=2, batch_size=16, progress=False)
     assert fitted.model.network_dtype == torch.bfloat16
+
+
+def test_the_averaged_network_of_a_training_is_the_one_that_is_called(tmp_path):
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(2))
+    model = sk.Denoiser(
+        sk.nets.MLP(2, width=8, depth=1, seed=0), sk.VP(), "eps", network_dtype=torch.bfloat16
+    )
+    options = {"steps": 6, "lr": 0.1, "held_out": 0, "progress": False}
+    fitted = sk.fit(model, x, checkpoint=tmp_path / "m.safetensors", **options).model
+    again = sk.Denoiser(fitted.net, sk.VP(), "eps", network_dtype=torch.bfloat16)
+    loaded = load(tmp_path / "m.safetensors")
+    assert loaded.network_dtype == torch.bfloat16
+    expected = again.eps(x, 0.3)
+    assert torch.equal(fitted.eps(x, 0.3), expected)
+    assert torch.equal(loaded.eps(x, 0.3), expected)
+    assert not torch.equal(model.eps(x, 0.3), expected)

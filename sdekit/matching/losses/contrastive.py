@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdekit._typing import State
-from sdekit.errors import ShapeError, check_not_negative, check_state
+from sdekit.errors import ShapeError, check_not_negative, check_state, out_of_place
 from sdekit.score.energy import Energy
 
 __all__ = ["EnergyFn", "contrastive_divergence", "energies"]
@@ -49,10 +49,11 @@ def contrastive_divergence(
 
 
 def energies(energy: EnergyFn, x: Tensor) -> Tensor:
-    """E(x), (B,). Raises ShapeError for any other shape, TypeError for what cannot be called."""
+    """E(x), (B,). Raises ShapeError for any other shape, TypeError for what cannot be called, ValueError for
+    an energy that changes x in place."""
     if not callable(energy):
         raise TypeError(f"energy must be callable as energy(x), got {type(energy).__name__}.")
-    out = energy.energy(x) if isinstance(energy, Energy) else energy(x)
+    out = energy.energy(x) if isinstance(energy, Energy) else out_of_place(energy, x, "energy")
     if not isinstance(out, Tensor) or out.shape != x.shape[:1] or not out.is_floating_point():
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ShapeError(

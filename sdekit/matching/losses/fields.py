@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._typing import Number
-from sdekit.errors import ShapeError, check_argument_order, check_output, unknown_name
+from sdekit.errors import ShapeError, check_argument_order, check_output, out_of_place, unknown_name
 from sdekit.noise import Noise, Philox, Purpose, as_noise
 from sdekit.score.model import Denoiser
 from sdekit.sde.rows import flat, over_event
@@ -25,7 +25,8 @@ def at_time(score: Score, x: Tensor, t: Number | None, kind: str = "score") -> C
     """y -> score(y, t), or score(y) where t is None; of a `Denoiser` its prediction ``kind``.
 
     Raises ValueError for a Denoiser without t, ArgumentOrderError for ``score(t, x)``, ShapeError for a t
-    that is not (), (B,), or an output that has not the shape of x.
+    that is not (), (B,), or an output that has not the shape of x or is not floating; ValueError for a score
+    that changes its input in place.
     """
     if isinstance(score, Denoiser):
         if t is None:
@@ -35,12 +36,22 @@ def at_time(score: Score, x: Tensor, t: Number | None, kind: str = "score") -> C
     if not callable(score):
         raise TypeError(f"{kind} must be a callable (x, t) or (x), got {type(score).__name__}.")
     if t is None:
-        return lambda y: check_output(score(y), y, kind)
+        return lambda y: _checked(out_of_place(score, y, kind), y, kind)
     check_argument_order(score, kind)
     time = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     if time.ndim and time.shape != x.shape[:1]:
         raise ShapeError(f"t must be a number or have shape ({x.shape[0]},), got {tuple(time.shape)}.")
-    return lambda y: check_output(score(y, time.expand(len(y))), y, kind)
+    return lambda y: _checked(out_of_place(lambda z: score(z, time.expand(len(z))), y, kind), y, kind)
+
+
+def _checked(out: object, x: Tensor, kind: str) -> Tensor:
+    value = check_output(out, x, kind)
+    if not value.is_floating_point():
+        raise ShapeError(
+            f"{kind} must return a floating tensor, got dtype {value.dtype}. Likely cause: labels or indices "
+            f"in place of a prediction. Next: one real number for each element of x."
+        )
+    return value
 
 
 def normals(x: Tensor, seed: int, draw: int, noise: Noise | None, purpose: Purpose) -> Tensor:

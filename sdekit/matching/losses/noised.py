@@ -88,6 +88,7 @@ def denoising(
     equation 14; Song et al. 2021 (arXiv:2011.13456), equation 7; Karras et al. 2022 (arXiv:2206.00364),
     table 1; Hang et al. 2023 (arXiv:2303.09556).
     """
+    _check_model(model, "denoising")
     x0 = check_state(x0, "x0")
     count = x0.shape[0]
     eps = normals(x0, seed, draw, noise, Purpose.TRAINING)
@@ -133,6 +134,7 @@ def likelihood_weighted(
     Parameters, returns and errors as in `denoising`. Song, Durkan, Murray and Ermon 2021
     (arXiv:2101.09258), theorem 1.
     """
+    _check_model(model, "likelihood_weighted")
     span = model.process.t_max - first_training_time(model.process)
     value = denoising(
         model, x0, weighting="likelihood", times=times, stratified=stratified, reweight=True,
@@ -219,6 +221,14 @@ def multi_noise(
     scale = rows(sigma, x)
     error = at_time(score, x, sigma)(x + scale * eps) + eps / scale
     return 0.5 * squared(scale * error if weighting == "sigma^2" else error)
+
+
+def _check_model(model: object, loss: str) -> None:
+    if not isinstance(model, Denoiser):
+        raise TypeError(
+            f"{loss}(model, x0) takes a Denoiser, got {type(model).__name__}. Next: sdekit.Denoiser(net, "
+            f"process, predicts=...), which says what the network predicts."
+        )
 
 
 def _levels(sigmas: object) -> Tensor:

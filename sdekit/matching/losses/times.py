@@ -13,6 +13,7 @@ from torch import Tensor
 from sdekit.errors import check_positive, unknown_name
 from sdekit.noise import Philox, Purpose
 from sdekit.sde.diffusion import EDM, GaussianDiffusion
+from sdekit.sde.horizon import first_training_time
 
 __all__ = ["TimeLaw", "first_training_time", "log_normal_times", "time_density", "training_times", "uniform"]
 
@@ -21,16 +22,6 @@ TimeLaw: TypeAlias = "str | Callable[[Tensor], Tensor] | None"
 TIME_LAWS = ("uniform", "log-snr", "edm")
 TIME_IDS = -1  # the Philox sample id that times are drawn from; data rows have ids >= 0
 P_MEAN, P_STD = -1.2, 1.2  # Karras et al. 2022, table 1
-
-
-def first_training_time(process: GaussianDiffusion) -> float:
-    """Least noisy time of training: 1e-5 where sampling ends by 1e-3 of unit time, else t_min.
-
-    (VP, SubVP, VE, Cosine and RectifiedFlow the former; EDM, DiscreteVP and processes that end earlier
-    the latter.)
-    """
-    short = process.t_max == 1.0 and process.t_min <= 1e-3
-    return min(1e-5, process.t_min) if short else float(process.t_min)
 
 
 def uniform(

@@ -69,6 +69,9 @@ def weight(weighting: Weighting, model: Denoiser, node: Node) -> Tensor | None:
                 "weighting 'edm' needs data_std (EDM's sigma_data). Next: Denoiser(data_std=...)."
             )
         return None if model.kind == "F" else _ratio("F", model, node)
+    if model.kind in ("eps", "score"):  # min(1, 5/SNR), at alpha = 0 too
+        bounded = (GAMMA * (sigma / alpha).square()).clamp(max=1.0)
+        return bounded if model.kind == "eps" else bounded * sigma.square()
     return weight(min_snr(model.process), model, node)
 
 
