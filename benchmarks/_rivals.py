@@ -146,15 +146,18 @@ def sdekit_compiled(dtype: torch.dtype) -> Callable[[Problem, int, int], End]:
 
 @cache
 def build(single: bool, flags: tuple[str, ...] = FLAGS["C"]) -> ctypes.CDLL:
-    """reference/ensembles.c compiled on the spot. Raises ImportError where there is no gcc."""
+    """reference/ensembles.c compiled on the spot. Raises ImportError where there is no gcc.
+
+    Linked without ``flags``: a library linked with -ffast-math makes every subnormal number of the process 0.
+    """
     compiler = shutil.which("gcc")
     if compiler is None:
         raise ImportError("no gcc")
     extra = ("-DSINGLE",) if single else ()
     with tempfile.TemporaryDirectory() as folder:
-        target = str(Path(folder) / "ensembles.so")
-        command = [compiler, *flags, "-shared", "-fPIC", *extra, str(SOURCE), "-o", target, "-lm"]
-        subprocess.run(command, check=True)
+        part, target = (str(Path(folder) / name) for name in ("ensembles.o", "ensembles.so"))
+        subprocess.run([compiler, *flags, "-c", "-fPIC", *extra, str(SOURCE), "-o", part], check=True)
+        subprocess.run([compiler, "-shared", part, "-o", target, "-lm"], check=True)
         return ctypes.CDLL(target)
 
 

@@ -82,18 +82,29 @@ def race(
     candidates: Mapping[str, Callable[[], Any]],
     repetitions: Mapping[str, int],
     *,
+    slice_seconds: float = 0.02,
     clock: Callable[[], float] = time.process_time,
 ) -> dict[str, list[float]]:
-    """Seconds of single calls, the candidates in turn: round k times those with more than k repetitions.
+    """Seconds of a call, the candidates in turn: round k times those with more than k repetitions.
 
-    For work too long to repeat within a slice; what a first call compiles is the caller's to have done. The
-    default clock counts the CPU seconds of all threads of the process.
+    A call shorter than ``slice_seconds`` is repeated in its turn until they are filled, after one that is not
+    timed, because the candidate before has emptied the caches; longer ones are timed once a turn. What a
+    first call compiles is the caller's to have done. The default clock counts the CPU seconds of all threads
+    of the process.
     """
+    calls: dict[str, int] = {}
+    for name, fn in candidates.items():
+        once = _seconds(fn, 1, clock)
+        if once < slice_seconds:
+            once = min(once, _seconds(fn, 1, clock))
+        calls[name] = max(1, round(slice_seconds / max(once, 1e-7)))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(max(repetitions.values())):
         for name, fn in candidates.items():
             if turn < repetitions[name]:
-                times[name].append(_seconds(fn, 1, clock))
+                if calls[name] > 1:
+                    fn()
+                times[name].append(_seconds(fn, calls[name], clock))
     return times
 
 

@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
 from benchmarks import _memory, _rivals, _summary, _timing, check, ensembles
 from benchmarks import run as bench
@@ -161,8 +162,33 @@ def test_race_takes_turns():
         {"a": 3, "b": 1},
         clock=lambda: next(ticks),
     )
-    assert order == ["a", "b", "a", "a"]
+    assert order == ["a", "b", "a", "b", "a", "a"]  # one call each to see how long it takes
     assert times == {"a": [1, 1, 1], "b": [1]}
+
+
+def test_race_repeats_what_is_short_on_caches_of_its_own():
+    now, order = [0.0], []
+
+    def work(name, seconds):
+        def run():
+            order.append(name)
+            now[0] += seconds
+
+        return run
+
+    times = _timing.race(
+        {"short": work("s", 0.005), "long": work("l", 1.0)}, {"short": 2, "long": 1}, clock=lambda: now[0]
+    )
+    assert "".join(order) == "ss" + "l" + "s" + "ssss" + "l" + "s" + "ssss"
+    assert times["short"] == pytest.approx([0.005, 0.005])
+    assert times["long"] == pytest.approx([1.0])
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
+def test_the_reference_leaves_small_numbers_alone():
+    _rivals.build(True)
+    assert np.float64(5e-324) * np.float64(1.0) > 0.0
+    assert float(torch.tensor(1e-40) * 1.0) > 0.0
 
 
 def test_memory_is_that_of_the_work():

@@ -1,6 +1,6 @@
 /* Euler-Maruyama for ensembles, one thread: what a program written for the problem reaches.
  *
- *     gcc -O3 -march=native -ffast-math -shared -fPIC [-DSINGLE] ensembles.c -lm
+ *     gcc -O3 -march=native -ffast-math -c -fPIC [-DSINGLE] ensembles.c && gcc -shared ensembles.o -lm
  *
  * For each problem three functions f(x, paths, steps, h, seed), x (paths, dim) the states, start and end:
  *

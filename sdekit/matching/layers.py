@@ -82,14 +82,13 @@ def condition(embed: nn.Sequential, table: nn.Embedding | None, t: Tensor, label
     Raises TypeError for a label where the network has no classes, ShapeError for floats or another shape,
     ValueError for a label out of range.
     """
-    h = t
-    for layer in list(embed)[:-1]:
-        h = layer(h)
-    if table is not None:
-        h = h + _vectors(table, t, label)
-    elif label is not None:
-        raise TypeError("the network was made without classes, and got a label. Next: classes=... in it.")
-    out: Tensor = embed[-1](h)
+    out: Tensor
+    if table is None:
+        if label is not None:
+            raise TypeError("the network was made without classes, and got a label. Next: classes=... in it.")
+        out = embed(t)
+        return out
+    out = embed[-1](embed[:-1](t) + _vectors(table, t, label))
     return out
 
 
