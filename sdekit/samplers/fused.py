@@ -27,6 +27,7 @@ from sdekit.samplers.liveness import Layout, Step, layout
 from sdekit.samplers.network import Outputs, beside, network_times, settle
 from sdekit.samplers.operations import operation
 from sdekit.samplers.plan import Apply, Evaluate
+from sdekit.score.model import _check_dtype
 
 if TYPE_CHECKING:
     from sdekit.samplers.execute import Program, Watch
@@ -204,17 +205,21 @@ def fused(
                     addresses[PLACES + out] = addresses[OUT]
                     del old
         elif kind == EVALUATE:
-            if net is None:
-                value = model.evaluate(
-                    third.predicts, held[first], nodes[second], times[second], third.data_std
-                )
-            elif versioned:
-                version = held[first]._version
-                value = net(held[first], times[second])
-                if held[first]._version != version:
-                    raise changed_in_place("net")
-            else:
-                value = net(held[first], times[second])
+            try:
+                if net is None:
+                    value = model.evaluate(
+                        third.predicts, held[first], nodes[second], times[second], third.data_std
+                    )
+                elif versioned:
+                    version = held[first]._version
+                    value = net(held[first], times[second])
+                    if held[first]._version != version:
+                        raise changed_in_place("net")
+                else:
+                    value = net(held[first], times[second])
+            except RuntimeError as error:
+                _check_dtype(model.net, held[first], error)
+                raise
             if altered(first):
                 memory.disown(first, settle(held[first], x, "net's input"))
             if (

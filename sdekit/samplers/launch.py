@@ -231,7 +231,13 @@ def _dtype_device(
         device = x_init.device if x_init is not None else torch.device("cpu")
         if x_init is None and isinstance(model.net, torch.nn.Module):
             device = next((p.device for p in model.net.parameters()), device)
-    return dtype, torch.device(device)
+    found = torch.device(device)
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise CapabilityError(
+            f"device={str(found)!r}, and torch finds no CUDA device here. Likely cause: a CPU build of "
+            f"torch, or no driver. Next: leave device out, or device='cpu'."
+        )
+    return dtype, found
 
 
 def _make_plan(

@@ -27,7 +27,7 @@ from sdekit.solution import Solution, Stats, Status
 from sdekit.solvers import adaptive, adjoint, fixed
 from sdekit.solvers.adjoint import Adjoint
 from sdekit.solvers.base import Solver, get
-from sdekit.solvers.compiled.door import check_compiled_noise, choose, obstacle
+from sdekit.solvers.compiled.door import Run, check_compiled_noise, choose, either, obstacle
 from sdekit.solvers.door import (
     as_source,
     check_event,
@@ -202,9 +202,13 @@ def solve(
     )
     if problem.event is not None:
         check_event(method, gradient)
-    run = method.run if isinstance(method, External) else adaptive.integrate if stepping else fixed.integrate
+    run: Run = (
+        method.run if isinstance(method, External) else adaptive.integrate if stepping else fixed.integrate
+    )
     if numba:
-        from sdekit.solvers.compiled.run import integrate as run
+        from sdekit.solvers.compiled.run import integrate as compiled_run
+
+        run = compiled_run if backend == "numba" else either(compiled_run, run)
     back = None if traced is None else traced.method(system, method, source, stepping)
     started = time.perf_counter()
     with torch.set_grad_enabled(graph), nullcontext() if probe else unprobed():

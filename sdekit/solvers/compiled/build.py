@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numba
@@ -115,6 +115,12 @@ def callbacks(system: CompiledSDE, calls: dict[str, Any], real: type) -> dict[st
 def _callback(
     system: CompiledSDE, name: str, function: Callable[..., Any], part: int | None, real: type
 ) -> Any:
+    if not isinstance(function, FunctionType):
+        raise CapabilityError(
+            f"the {name} is no formula of numbers, and numba compiles plain functions alone, got "
+            f"{type(function).__name__}. Next: a def or lambda of (x, t), or functions of "
+            f"sdekit.solvers.compiled such as where in place of if and math.exp."
+        )
     inner = njit(function, error_model="numpy")
     number = numba.from_dtype(np.dtype(real))
     state = number if system.dim == 1 else types.UniTuple(number, system.dim)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ from sdekit.solvers.base import Solver
 from sdekit.solvers.compiled.system import CompiledSDE
 from sdekit.solvers.compiled.trace import METHODS, claims_hold
 from sdekit.solvers.door import check_noise
+from sdekit.solvers.problem import Outcome, Problem
 
-__all__ = ["BACKENDS", "check_compiled_noise", "check_start", "choose", "obstacle"]
+__all__ = ["BACKENDS", "Run", "check_compiled_noise", "check_start", "choose", "either", "obstacle"]
 
 BACKENDS = ("auto", "eager", "numba")
+Run: TypeAlias = Callable[[Problem], Outcome]
 
 
 def choose(backend: str, system: Any, why_not: str | None) -> bool:
@@ -64,6 +67,24 @@ def obstacle(
     return None
 
 
+def either(first: Run, second: Run) -> Run:
+    """``first``, and ``second`` for functions that cannot be compiled.
+
+    Raises what ``first`` does where neither can.
+    """
+
+    def run(problem: Problem) -> Outcome:
+        try:
+            return first(problem)
+        except CapabilityError as refusal:
+            try:
+                return second(problem)
+            except CapabilityError:
+                raise refusal from None
+
+    return run
+
+
 def check_start(system: CompiledSDE, x: Tensor) -> None:
     """States are (B, dim), or (B,) with dim 1. Raises ShapeError."""
     if x.shape[1:] != (system.dim,) and not (system.dim == 1 and x.ndim == 1):
@@ -82,5 +103,5 @@ def check_compiled_noise(system: SDE, x: Tensor, t0: float) -> None:
         system._claims_checked = True
     try:
         check_noise(system, x[:1], t0)
-    except (TypeError, RuntimeError):  # functions of numbers alone
+    except (CapabilityError, TypeError, RuntimeError):  # functions of numbers alone
         return

@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit.errors import CapabilityError, NonFiniteError, check_count, check_first_id, check_state
+from sdekit.errors import (
+    CapabilityError,
+    NonFiniteError,
+    ShapeError,
+    check_count,
+    check_first_id,
+    check_state,
+)
 from sdekit.noise.source import Noise
 from sdekit.solvers.base import Solver, get
 from sdekit.solvers.compiled.door import check_compiled_noise, check_start, obstacle
@@ -31,8 +38,9 @@ class Ensemble:
     """The result of `ensemble`. event: the shape of a state.
 
     ts: (S,) float64, the saved times, or the end alone. count: the paths that went in. mean, variance:
-    (S, *event) float64, the variance with count - 1. passage: (paths,) float64, the time of first passage,
-    inf for none, or None. failed: the ids of the paths that did not stay finite, which are left out.
+    (S, *event) float64, the variance with count - 1, 0 for one path; NaN where no path is left. passage:
+    (paths,) float64, the time of first passage, inf for none, or None. failed: the ids of the paths that did
+    not stay finite, which are left out.
     """
 
     ts: Tensor
@@ -55,12 +63,22 @@ class Ensemble:
         between the quartiles of the first 4096 paths, as long as \|x - m\| < 2^24 s.
         Raises ValueError outside [0, 1], and where no quantiles were kept.
         """
+        if not self.count:
+            raise ValueError(
+                f"no path is left: all {len(self.failed)} failed. Next: more steps; throw=True tells when."
+            )
         if self._sketch is None:
             raise ValueError("no quantiles were kept. Next: ensemble(..., quantiles=True).")
-        one = isinstance(q, (int, float))
-        parts = [float(p) for p in ([q] if isinstance(q, (int, float)) else q)]
-        if not all(0.0 <= p <= 1.0 for p in parts):
-            raise ValueError(f"q must lie in [0, 1], got {q}. Next: 0.05 for the lowest 5 %.")
+        try:
+            given = np.asarray(q, dtype=np.float64)
+        except (TypeError, ValueError):
+            given = np.full(0, np.nan)
+        one, parts = given.ndim == 0, given.reshape(-1).tolist()
+        if not parts or given.ndim > 1 or not all(0.0 <= p <= 1.0 for p in parts):
+            raise ValueError(
+                f"q must be a number in [0, 1] or a sequence of such, got {q!r}. Next: 0.05 for the lowest "
+                f"5 %."
+            )
         found = torch.from_numpy(np.stack([self._sketch.quantile(p) for p in parts]))
         found = found.reshape(len(parts), *self.mean.shape)
         return found[0] if one else found
@@ -106,7 +124,7 @@ def ensemble(
     quantiles
         Whether to keep a sketch for `Ensemble.quantile`: 80 kB for each time and element.
     passage
-        A function (x, t) -> number, as a drift is one. Of each path the first node t_k, the start included,
+        A formula (x, t) -> number, as a drift is one. Of each path the first node t_k, the start included,
         at which it is >= 0: ``lambda x, t: x - 2.0`` is the passage to 2 from below. A condition, such as
         ``x >= 2.0``, counts where it holds. The path goes on.
         Passages between the nodes are not seen, so that times are late by O(sqrt(h)).
@@ -116,7 +134,8 @@ def ensemble(
     Raises
     ------
     CapabilityError: the system, solver or noise cannot be compiled. NonFiniteError: a path did not stay
-    finite. ShapeError: x0 does not fit dim. ValueError, DirectionError, UnknownNameError as `solve`.
+    finite. ShapeError: x0 does not fit dim or paths. TypeError, ValueError, DirectionError,
+    UnknownNameError as `solve`.
     """
     check_system(system)
     x = _start(system, x0, paths)
@@ -157,11 +176,15 @@ def ensemble(
     event = x.shape[1:]
     shape = (len(save), *event)
     divisor = max(moments.count - 1, 1)
+    mean, variance = (
+        torch.from_numpy(found if moments.count else np.full(found.shape, np.nan)).reshape(shape)
+        for found in (moments.mean, moments.squares / divisor)
+    )
     return Ensemble(
         ts=torch.from_numpy(save),
         count=moments.count,
-        mean=torch.from_numpy(moments.mean).reshape(shape),
-        variance=torch.from_numpy(moments.squares / divisor).reshape(shape),
+        mean=mean,
+        variance=variance,
         passage=passed,
         failed=torch.from_numpy(failed),
         _sketch=sketch,
@@ -175,7 +198,26 @@ def _start(system: CompiledSDE, x0: Any, paths: int | None) -> Tensor:
             f"ensemble takes equations made by sdekit.compiled, got {type(system).__name__}. Next: "
             f"sdekit.compiled(drift, diffusion, dim=...), or solve and the mean of its samples."
         )
-    x = torch.as_tensor(x0)
+    try:
+        x = torch.as_tensor(x0)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"x0 must be a number, a sequence of {system.dim} or a tensor, got {x0!r}. Next: one state with "
+            f"paths=, or (B, {system.dim}) starts."
+        ) from error
+    if not isinstance(x0, (Tensor, np.ndarray, np.generic)) and x.dtype is torch.int64:
+        x = x.to(torch.get_default_dtype())  # 1 is 1.0
+    one = (system.dim,)
+    if paths is not None and x.shape != one and not (system.dim == 1 and x.ndim == 0):
+        raise ShapeError(
+            f"with paths= x0 is one state of shape {one}{' or ()' if system.dim == 1 else ''}, got "
+            f"{tuple(x.shape)}. Next: drop paths= where x0 holds a start for each path."
+        )
+    if paths is None and (x.ndim == 0 or (system.dim > 1 and x.shape == one)):
+        raise ShapeError(
+            f"x0 is one state, of shape {tuple(x.shape)}, and the number of paths was not given. Next: "
+            f"paths=, or a start for each path, (B, {system.dim})."
+        )
     if paths is not None:
         x = x[None]
     x = check_state(x)

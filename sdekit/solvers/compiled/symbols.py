@@ -142,6 +142,13 @@ class Symbol:
             raise Untraceable(f"numpy.{ufunc.__name__} with options")
         return apply(ufunc.__name__, *inputs)
 
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if function is np.where and not kwargs:
+            return apply("where", *args)
+        if function is np.clip and not kwargs:
+            return _clamp(*args)
+        return function._implementation(*args, **kwargs)
+
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Symbol:
         name = function.__name__

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._typing import Number
-from sdekit.errors import ShapeError, check_count
+from sdekit.errors import CapabilityError, ShapeError, check_count
 from sdekit.sde.base import SDE
 from sdekit.sde.contract import check_callable
 from sdekit.sde.rows import as_time, over_event
@@ -70,7 +70,16 @@ class CompiledSDE(SDE):
 
     def _values(self, role: int, x: Tensor, t: Number, columns: int | None) -> Tensor:
         at = over_event(as_time(t, x), x) if self.dim == 1 else as_time(t, x)
-        out = self.fields[role](self._parts(x), at)
+        try:
+            out = self.fields[role](self._parts(x), at)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if not any(words in str(error) for words in OF_ONE):
+                raise
+            raise CapabilityError(
+                f"the {ROLES[role]} needs the value of one number (if, a loop, math.exp), and plain torch "
+                f"gives it those of all samples. Next: backend='numba', with fixed steps and no callback, "
+                f"event or gradient; or where, exp and the like of sdekit.solvers.compiled."
+            ) from error
         rows = [out] if self.dim == 1 else check_values(out, self.dim, role, "x")
         like = x if self.dim == 1 else x[:, 0]
         if columns is None:
@@ -93,6 +102,8 @@ class CompiledSDE(SDE):
 
 
 ROLES = ("drift", "diffusion")
+OF_ONE = ("Boolean value of Tensor", "can be converted to", "cannot be converted to Scalar")
+"""What torch says where a tensor of many numbers is asked for the value of one."""
 
 
 def check_values(out: Any, count: int, role: int, of: str) -> Sequence[Any]:

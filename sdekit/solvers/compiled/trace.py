@@ -197,9 +197,9 @@ def watched(system: CompiledSDE, passage: Callable[[Any, Any], Any]) -> Symbol:
     x, t = _inputs(system), Symbol("input", "t0")
     try:
         value = as_symbol(passage(x[0] if system.dim == 1 else x, t))
-    except Untraceable as error:
+    except (TypeError, AttributeError) as error:
         raise CapabilityError(
-            f"passage must be a formula of numbers, and {error}. Next: arithmetic and the functions of "
+            f"passage must be a formula (x, t) -> number, and {error}. Next: arithmetic and the functions of "
             f"sdekit.solvers.compiled."
         ) from error
     return apply("where", value, 1.0, -1.0) if value.op in CONDITIONS else value
@@ -254,5 +254,6 @@ class Positive(Symbol):
 def _unable(solver: Solver, why: str) -> CapabilityError:
     return CapabilityError(
         f"backend 'numba' cannot run solver {solver.name!r} here: {why}. It runs "
-        f"{', '.join(map(repr, METHODS))}. Next: one of them, or backend='eager'."
+        f"{', '.join(repr(name) for name in METHODS if name != solver.name)}. Next: one of them, or "
+        f"backend='eager'."
     )
