@@ -36,7 +36,7 @@ exclude_patterns = ["_build", "_generated", "jupyter_execute", "README.md"]
 highlight_language = "none"  # equations in docstrings are no Python
 smartquotes = False  # x' is a prime
 nitpick_ignore_regex = [
-    ("py:.*", r"(?!sdekit\.).*|sdekit\._.*|.*\.Self")
+    ("py:.*", r"(?!sdekit\.).*|sdekit\._.*|.*\.Self|.*\.statistics\.Sketch")
 ]  # other packages' names are not linked
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]

@@ -211,11 +211,11 @@ def _start(system: CompiledSDE, x0: Any, paths: int | None) -> Tensor:
     if paths is not None and x.shape != one and not (system.dim == 1 and x.ndim == 0):
         raise ShapeError(
             f"with paths= x0 is one state of shape {one}{' or ()' if system.dim == 1 else ''}, got "
-            f"{tuple(x.shape)}. Next: drop paths= where x0 holds a start for each path."
+            f"{tuple(x.shape)}, for dim={system.dim}. Next: drop paths= where x0 holds a start for each path."
         )
     if paths is None and (x.ndim == 0 or (system.dim > 1 and x.shape == one)):
         raise ShapeError(
-            f"x0 is one state, of shape {tuple(x.shape)}, and the number of paths was not given. Next: "
+            f"x0 is one state, a {x.ndim}-d tensor, and the number of paths was not given. Next: "
             f"paths=, or a start for each path, (B, {system.dim})."
         )
     if paths is not None:
