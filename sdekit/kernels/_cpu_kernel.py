@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 
+from sdekit.kernels._vector import UNIT32, UNIT64, blend
 from sdekit.noise._jit import inline, load, offset, pointer, scratch, store
 from sdekit.noise._normals import HALF_WORD, MASK, lane_normals, lane_words, pair32, pair64, row_words
 from sdekit.noise.cpu import _kernel
@@ -25,8 +27,9 @@ __all__ = ["combine32", "combine64"]
 
 _U, _I = np.uint64, np.int32
 _INT32, _INT64, _UINT64, _FLOAT32, _FLOAT64 = _I(0), np.int64(0), _U(0), np.float32(0), np.float64(0)
+separate = numba.njit(error_model="numpy", nogil=True)
 HEAD = 6
-CHUNK = 512
+CHUNK = 1024
 
 
 @inline
@@ -36,109 +39,93 @@ def _at(source: Any, slot: Any, zero: Any, base: Any) -> Any:
 
 
 @inline
-def _sum(zero: Any, total: Any, source: Any, weights: Any, base: Any, count: Any) -> None:
-    """total[:count] = sum_i w_i register_i[base : base + count]."""
+def _sum(kind: Any, target: Any, room: Any, source: Any, weights: Any, base: Any, count: Any) -> None:
+    """target[:count] = sum_i w_i register_i[base : base + count], in steps of four terms; room for count."""
+    zero, unity, unit = kind
     program = source[0]
     terms = load(program, 0)
-    left, v = _at(source, load(program, HEAD), zero, base), load(weights, 0)
-    if terms == 1:
-        for j in range(count):
-            store(total, j, load(left, j) * v)
-        return
-    right, w = _at(source, load(program, HEAD + 1), zero, base), load(weights, 1)
-    for j in range(count):
-        store(total, j, load(left, j) * v + load(right, j) * w)
-    for i in range(2, terms):
-        register, w = _at(source, load(program, HEAD + i), zero, base), load(weights, i)
-        for j in range(count):
-            store(total, j, load(total, j) + load(register, j) * w)
+    last = terms - 1
+    done = 0
+    while done < terms:
+        take = min(4, terms) if done == 0 else min(3, terms - done)
+        a = min(done + 1, last) if done == 0 else done
+        b, c = min(a + 1, last), min(a + 2, last)
+        p = (
+            _at(source, load(program, HEAD), zero, base) if done == 0 else room,
+            _at(source, load(program, HEAD + a), zero, base),
+            _at(source, load(program, HEAD + b), zero, base),
+            _at(source, load(program, HEAD + c), zero, base),
+        )
+        w0 = load(weights, 0) if done == 0 else unity
+        w = w0, load(weights, a), load(weights, b), load(weights, c)
+        first, done = done, done + take
+        blend(unit, take + (1 if first else 0), target if done == terms else room, p, w, count)
 
 
 @inline
-def _write(zero: Any, total: Any, source: Any, weights: Any, base: Any, count: Any) -> None:
-    """out[base : base + count] = total[:count], and second = scale out."""
-    out = _at(source, load(source[0], 3), zero, base)
-    for j in range(count):
-        store(out, j, load(total, j))
-    _scaled(zero, total, source, weights, base, count)
-
-
-@inline
-def _scaled(zero: Any, total: Any, source: Any, weights: Any, base: Any, count: Any) -> None:
+def _scaled(kind: Any, source: Any, weights: Any, base: Any, count: Any) -> None:
+    """second[base : base + count] = scale out[base : base + count]."""
+    zero, _, unit = kind
     program = source[0]
     slot = load(program, 4)
     if slot >= 0:
-        second = _at(source, slot, zero, base)
+        out, second = _at(source, load(program, 3), zero, base), _at(source, slot, zero, base)
         scale = load(weights, load(program, 0) + load(program, 1))
-        for j in range(count):
-            store(second, j, load(total, j) * scale)
+        blend(unit, 1, second, (out, out, out, out), (scale, scale, scale, scale), count)
 
 
 @inline
-def _tile(pair: Any, zero: Any, room: Any, source: Any, weights: Any, sample: Any, key: Any, at: Any) -> None:
+def _tile(pair: Any, kind: Any, room: Any, source: Any, weights: Any, sample: Any, key: Any, at: Any) -> None:
     """128 elements of one sample: all of a tile, from its element at[0] and its block at[1] on."""
+    zero, unity, unit = kind
     total, word, buffer = room
     base, block = at
     program = source[0]
     terms, draws = load(program, 0), load(program, 1)
-    _sum(zero, total, source, weights, base, 128)
+    out = _at(source, load(program, 3), zero, base)
+    _sum(kind, total, total, source, weights, base, 128)
     for d in range(draws):
         k = HEAD + terms + 3 * d
         c = load(weights, terms + d)
         row_words(word, sample, (load(program, k + 1) + block, _U(load(program, k))), key)
         lane_normals(pair, word, buffer, 32, (0, 2))
-        for j in range(128):
-            store(total, j, load(total, j) + load(buffer, j) * c)
-    _write(zero, total, source, weights, base, 128)
+        p, w = (total, buffer, buffer, buffer), (unity, c, c, c)
+        blend(unit, 2, out if d == draws - 1 else total, p, w, 128)
+    _scaled(kind, source, weights, base, 128)
 
 
-@inline
-def _tile_of_one(
-    pair: Any, zero: Any, room: Any, source: Any, weights: Any, sample: Any, key: Any, at: Any
-) -> None:
-    """The same for one draw and no second output: the normals are added on the way to the output."""
-    total, word, buffer = room
-    base, block = at
-    program = source[0]
-    terms = load(program, 0)
-    _sum(zero, total, source, weights, base, 128)
-    out = _at(source, load(program, 3), zero, base)
-    k = HEAD + terms
-    c1, first, c = _U(load(program, k)), load(program, k + 1), load(weights, terms)
-    row_words(word, sample, (first + block, c1), key)
-    lane_normals(pair, word, buffer, 32, (0, 2))
-    for j in range(128):
-        store(out, j, load(total, j) + load(buffer, j) * c)
+@separate
+def _plain(kind: Any, source: Any, r0: Any, r1: Any, t0: Any, t1: Any) -> None:
+    """`_noisy` without draws."""
+    zero, _, _ = kind
+    program, _ = source
+    event = load(program, 2)
+    weights = pointer(load(program, 5), zero)
+    room = scratch(CHUNK, zero)
+    high = r1 * event if t1 == event // 128 else (r1 - 1) * event + 128 * t1
+    for base in range(r0 * event + 128 * t0, high, CHUNK):
+        count = min(CHUNK, high - base)
+        _sum(kind, _at(source, load(program, 3), zero, base), room, source, weights, base, count)
+        _scaled(kind, source, weights, base, count)
 
 
-@inline
-def _combine(pair: Any, zero: Any, source: Any, r0: Any, r1: Any, t0: Any, t1: Any) -> None:
+@separate
+def _noisy(pair: Any, kind: Any, source: Any, r0: Any, r1: Any, t0: Any, t1: Any) -> None:
     """Rows r0, ..., r1 - 1; of each the full tiles t0, ..., t1 - 1, and its last one where t1 ends them."""
+    zero, unity, unit = kind
     program, slots = source
     terms, draws, event = load(program, 0), load(program, 1), load(program, 2)
     weights = pointer(load(program, 5), zero)
     tiles = event // 128
-    total = scratch(512, zero)
-    if draws == 0:
-        low = r0 * event + 128 * t0
-        high = r1 * event if t1 == tiles else (r1 - 1) * event + 128 * t1
-        for base in range(low, high, CHUNK):
-            count = min(CHUNK, high - base)
-            _sum(zero, total, source, weights, base, count)
-            _write(zero, total, source, weights, base, count)
-        return
+    total = scratch(128, zero)
     word, buffer = scratch(128, _INT32), scratch(128, zero)
     key = _U(load(slots, 0)), _U(load(slots, 1))
     ids = pointer(load(slots, 2), _INT64)
     room = total, word, buffer
-    one = draws == 1 and load(program, 4) < 0
     row, tile = r0, t0
     for _ in range((r1 - r0) * (t1 - t0)):
         at, sample = (row * event + 128 * tile, 32 * tile), _U(load(ids, row))
-        if one:
-            _tile_of_one(pair, zero, room, source, weights, sample, key, at)
-        else:
-            _tile(pair, zero, room, source, weights, sample, key, at)
+        _tile(pair, kind, room, source, weights, sample, key, at)
         tile += 1
         if tile == t1:
             row, tile = row + 1, t0
@@ -167,7 +154,8 @@ def _combine(pair: Any, zero: Any, source: Any, r0: Any, r1: Any, t0: Any, t1: A
         base = row * event + 128 * tiles
         pieces, length = (1, rows * rest) if tiles == 0 else (rows, rest)
         for i in range(pieces):
-            _sum(zero, offset(total, i * rest), source, weights, base + i * event, length)
+            part = offset(total, i * rest)
+            _sum(kind, part, part, source, weights, base + i * event, length)
         for d in range(draws):
             k = HEAD + terms + 3 * d
             skip = load(program, k + 2)
@@ -184,16 +172,26 @@ def _combine(pair: Any, zero: Any, source: Any, r0: Any, r1: Any, t0: Any, t1: A
                         xi = load(buffer, 32 * p + (i - p) * lanes + e)
                         store(total, to, load(total, to) + xi * c)
         for i in range(pieces):
-            _write(zero, offset(total, i * rest), source, weights, base + i * event, length)
+            part, out = offset(total, i * rest), _at(source, load(program, 3), zero, base + i * event)
+            blend(unit, 1, out, (part, part, part, part), (unity, unity, unity, unity), length)
+            _scaled(kind, source, weights, base + i * event, length)
+
+
+@inline
+def _combine(pair: Any, kind: Any, program: Any, slots: Any, r0: Any, r1: Any, t0: Any, t1: Any) -> None:
+    """Rows r0, ..., r1 - 1; of each the full tiles t0, ..., t1 - 1, and its last one where t1 ends them."""
+    source = pointer(program, _INT64), pointer(slots, _INT64)
+    if load(source[0], 1) == 0:
+        _plain(kind, source, r0, r1, t0, t1)
+    else:
+        _noisy(pair, kind, source, r0, r1, t0, t1)
 
 
 @_kernel
 def combine32(program: int, slots: int, r0: int, r1: int, t0: int, t1: int) -> None:
-    source = pointer(program, _INT64), pointer(slots, _INT64)
-    _combine(pair32, _FLOAT32, source, r0, r1, t0, t1)
+    _combine(pair32, (_FLOAT32, np.float32(1), UNIT32), program, slots, r0, r1, t0, t1)
 
 
 @_kernel
 def combine64(program: int, slots: int, r0: int, r1: int, t0: int, t1: int) -> None:
-    source = pointer(program, _INT64), pointer(slots, _INT64)
-    _combine(pair64, _FLOAT64, source, r0, r1, t0, t1)
+    _combine(pair64, (_FLOAT64, np.float64(1), UNIT64), program, slots, r0, r1, t0, t1)

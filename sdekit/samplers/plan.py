@@ -12,7 +12,8 @@ network call. Draws are integers; the same integer is the same normal number whe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -169,9 +170,9 @@ class Plan:
         """The same plan with the model asked for its own prediction.
 
         With ``k = p x + q native`` (see `sdekit.score.predictions`) each use ``w k`` becomes
-        ``(w p) x + (w q) native``. Where that would lengthen the plan or keep x alive across another
-        network call (a history), k is formed once by a Combine instead. Nothing else changes: the result
-        is equal to rounding.
+        ``(w p) x + (w q) native``, where that reads and writes fewer states than forming k once by a
+        Combine, and keeps x no longer than to the next network call. A Combine that only one other reads,
+        before the next call, becomes part of that one. The result is equal to rounding.
 
         predicts: what the network returns, as in `Denoiser`; data_std: its sigma_data (for "edm").
         Raises EndpointError where the prediction does not determine what the plan asks for.
@@ -203,8 +204,9 @@ class Plan:
                 lowered.append(replace(ins, out=raw, predicts=native, data_std=scale))
                 users = readers.get(ins.out, [])
                 affine = ins.out not in states and all(isinstance(user, Combine) for _, user in users)
+                # k formed: x and native read, k written, k read by each; folded: native and x read by each.
                 without_x = [at for at, user in users if ins.x not in user.inputs]
-                near = len(without_x) <= 1 and all(at == calls for at in without_x)
+                near = all(at <= calls + 1 for at in without_x) and len(without_x) <= 2
                 if affine and (_is(p, 0.0) or near):
                     folded[ins.out] = (p, ins.x, q, raw)
                 else:
@@ -220,7 +222,7 @@ class Plan:
                 lowered.append(combine(ins.out, terms, ins.noise))
             else:
                 lowered.append(ins)
-        return replace(self, instructions=tuple(lowered))
+        return replace(self, instructions=tuple(_absorbed(lowered, states)))
 
     # -- words and files ----------------------------------------------------------------------------
 
@@ -292,6 +294,35 @@ def combine(
     return Combine(
         out, kept or ((0.0, first),), tuple((c, draw) for draw, c in draws.items() if not _is(c, 0.0))
     )
+
+
+def _absorbed(instructions: Sequence[Instruction], states: AbstractSet[str]) -> Iterator[Instruction]:
+    """The instructions with each Combine that only one other reads, before the next network call, in that one:
+    a write and a read less."""
+    readers: dict[str, list[int]] = {}
+    calls, at = 0, []
+    for k, ins in enumerate(instructions):
+        calls += not isinstance(ins, Combine)
+        at.append(calls)
+        for name in ins.inputs:
+            readers.setdefault(name, []).append(k)
+    parts: dict[str, Combine] = {}
+    for k, ins in enumerate(instructions):
+        if not isinstance(ins, Combine):
+            yield ins
+            continue
+        if any(name in parts for name in ins.inputs):
+            terms = [
+                (w * v, inner)
+                for w, name in ins.terms
+                for v, inner in (parts[name].terms if name in parts else ((1.0, name),))
+            ]
+            ins = combine(ins.out, terms, ins.noise)
+        users = readers.get(ins.out, [])
+        if len(users) == 1 and at[users[0]] == at[k] and not ins.noise and ins.out not in states:
+            parts[ins.out] = ins
+        else:
+            yield ins
 
 
 def _is(value: Number, number: float) -> bool:

@@ -35,13 +35,13 @@ events = st.one_of(
 @given(
     rows=st.integers(1, 70),
     event=events,
-    terms=st.integers(1, 7),
+    terms=st.integers(1, 11),
     numbers=st.lists(st.sampled_from([0, 1, 2, 3, 5, 2**20 + 1, 2**32 - 1]), max_size=3),
     first=st.sampled_from([0, 17, 2**40]),
     seed=st.integers(0, 2**63 - 1),
-    place=st.integers(-1, 6),
+    place=st.integers(-1, 10),
     scale=st.sampled_from([None, 0.37]),
-    weights=st.lists(weight, min_size=10, max_size=10),
+    weights=st.lists(weight, min_size=14, max_size=14),
 )
 def test_the_bits_of_the_reference(rows, event, terms, numbers, first, seed, place, scale, weights, dtype):
     """Any number of terms and draws, in place of any of them, with and without a second output."""
