@@ -297,8 +297,7 @@ def combine(
 
 
 def _absorbed(instructions: Sequence[Instruction], states: AbstractSet[str]) -> Iterator[Instruction]:
-    """The instructions with each Combine that only one other reads, before the next network call, in that one:
-    a write and a read less."""
+    """The instructions with each Combine that only one other reads, before the next call, in that one."""
     readers: dict[str, list[int]] = {}
     calls, at = 0, []
     for k, ins in enumerate(instructions):
