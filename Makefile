@@ -7,7 +7,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 
 PEERS := .venv-peers
 
-.PHONY: help peers-env test-peers demo test test-all test-gpu mutate lint format bench bench-check docs league clean
+.PHONY: help peers-env test-peers demo test test-all test-gpu mutate lint format bench bench-check bench-clean docs league clean
 
 help:
 	@echo "make demo      train on real digits, sample, certify, draw the pictures in demo/"
@@ -20,8 +20,10 @@ help:
 	@echo "make league    the table of exact errors, docs/reference/league.json"
 	@echo "make peers-env  .venv-peers: the libraries that the benchmarks compare with"
 	@echo "make test-peers the same samplers side by side with theirs; the CUDA kernels, interpreted"
-	@echo "make bench     all benchmarks (an hour; in .venv-peers where it is), written to benchmarks/results/"
+	@echo "make bench     all benchmarks (an hour; in .venv-peers where it is), written to benchmarks/results/;"
+	@echo "               in which order and how many minutes each: $(BENCH_PYTHON) -m benchmarks.run --list"
 	@echo "make bench-check  the quick ones against the committed ratios: fails on a loss of more than 20 %"
+	@echo "make bench-clean  forget the networks, solutions and plans that the benchmarks keep in benchmarks/.cache"
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -62,6 +64,9 @@ bench: $(STAMP)
 
 bench-check: $(STAMP)
 	$(BENCH_PYTHON) -m benchmarks.check
+
+bench-clean:
+	rm -rf benchmarks/.cache
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

@@ -9,8 +9,6 @@ from typing import Any
 
 __all__ = ["draw", "lines"]
 
-PICTURE = Path(__file__).parent / "results" / "accuracy.png"
-
 
 def lines(
     means: Mapping[str, Mapping[str, Mapping[int, float]]],
@@ -48,6 +46,7 @@ def draw(
     means: Mapping[str, Mapping[str, Mapping[int, float]]],
     own: Sequence[str],
     default: str,
+    path: Path,
 ) -> None:
     """One panel a suite: geometric mean of the median error against evaluations, every configuration."""
     import matplotlib
@@ -79,8 +78,8 @@ def draw(
     panels[0][0].set_ylabel("median error, geometric mean")
     panels[0][0].legend(fontsize=8)
     figure.tight_layout()
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=150)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["digest", "folder", "keep_tensor", "read_json", "write_json"]
+__all__ = ["census", "digest", "folder", "keep_tensor", "read_json", "write_json"]
 
 CACHE = Path(__file__).parent / ".cache"
 
@@ -25,6 +25,16 @@ def folder(name: str) -> Path:
     if not ignore.exists():
         ignore.write_text("*\n")
     return path
+
+
+def census() -> dict[str, int]:
+    """Folder of the cache -> files in it."""
+    if not CACHE.exists():
+        return {}
+    counts = {
+        path.name: sum(f.is_file() for f in path.iterdir()) for path in CACHE.iterdir() if path.is_dir()
+    }
+    return dict(sorted((name, count) for name, count in counts.items() if count))
 
 
 def digest(*parts: Any) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESULTS", "collect", "draw", "margin", "markdown", "met", "record", "report"]
+__all__ = ["RESULTS", "absences", "collect", "draw", "kind", "margin", "markdown", "met", "record", "report"]
 
 RESULTS = Path(__file__).parent / "results"
 PICTURE = RESULTS / "summary.png"
@@ -37,7 +38,7 @@ def record(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
 
 
 def report(name: str, folder: Path = RESULTS) -> str:
-    """Markdown: where, when and under which load a benchmark ran, and its ratios."""
+    """Markdown: the command, where, when and under which load a benchmark ran, and its ratios."""
     found = record(name, folder)
     if found is None:
         return f"Not measured yet: there is no `benchmarks/results/{name}.json`."
@@ -46,8 +47,16 @@ def report(name: str, folder: Path = RESULTS) -> str:
     load = f", load {stamp['load'][0]} at the start" if stamp.get("load") else ""
     where = f"{what}, torch {stamp['torch']}, numba {stamp['numba']}, {stamp['date']}{load}."
     figures = [{"ratio": k, **v} for k, v in found["result"].get("ratios", {}).items()]
-    absent = "".join(f"\n\nAbsent: {k}, {v}." for k, v in found["result"].get("absent", {}).items())
-    return f"{where}\n\n{markdown(figures)}{absent}"
+    absent = "".join(f"\n\nAbsent: {line}." for line in absences(found["result"]))
+    command = f"`python -m benchmarks.run {name}`, {found['seconds']:.0f} s on"
+    table = markdown(figures) if figures else ""
+    return f"{command} {where}\n\n{table}{absent}"
+
+
+def absences(result: Mapping[str, Any]) -> list[str]:
+    """What a result says is absent, {beginning of names: reason} or one reason, a line for each."""
+    absent = result.get("absent", {})
+    return [absent] if isinstance(absent, str) else [f"{what}, {why}" for what, why in absent.items()]
 
 
 def margin(row: Mapping[str, Any]) -> float:
@@ -74,27 +83,62 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+KINDS = (
+    r".* \d+x\d+: (?P<kind>.*)",
+    r"(?P<kind>(?:fill|overhead) \S+) .*",
+    r"(?P<kind>bound|noisy) .*",
+    r"(?:\d+ )?(?P<kind>.*), error .*",
+    r"(?P<kind>.*?): .*",
+    r"(?P<kind>.*)",
+)
+"""How the figures of one kind are told by their names; the first that fits."""
+
+
+def kind(row: Mapping[str, Any]) -> str:
+    """What a figure has in common with others of its benchmark: "ou 10000x200: C" is of the kind "C"."""
+    found = next(match for pattern in KINDS if (match := re.fullmatch(pattern, row["ratio"])))
+    return f"{row['benchmark']}: {found['kind']}"
+
+
 def draw(rows: Sequence[Mapping[str, Any]], path: Path = PICTURE) -> None:
-    """Every figure of which something is wanted, in units of it, quartiles as bars; right of 1 is met."""
+    """Every figure of which something is wanted, in units of it, a line for each kind of figures.
+
+    A dot is a figure, with its quartiles as a bar; right of 1 it is met. Where one is not, the line names the
+    worst. No picture where nothing is wanted.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    gated = [row for row in rows if row["wanted"] is not None]
-    names = list(dict.fromkeys(row["benchmark"] for row in gated))
-    fig, ax = plt.subplots(figsize=(9, 1.2 + 0.2 * len(gated)))
-    for k, row in enumerate(gated):
-        ends = sorted(margin(row | {"median": row[end]}) for end in ("low", "high"))
-        color = f"C{names.index(row['benchmark']) % 10}"
-        ax.plot(ends, [k, k], color=color, linewidth=3, alpha=0.5)
-        ax.plot(margin(row), k, "o", color=color, markersize=4)
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["wanted"] is not None:
+            lines.setdefault(kind(row), []).append(row)
+    if not lines:
+        return
+    fig, ax = plt.subplots(figsize=(9, 1.4 + 0.3 * len(lines)))
+    for k, (name, own) in enumerate(lines.items()):
+        for j, row in enumerate(own):
+            y = k + (0.5 * j / (len(own) - 1) - 0.25 if len(own) > 1 else 0.0)
+            color = "tab:blue" if met(row) else "tab:red"
+            ax.plot([margin(row | {"median": row[end]}) for end in ("low", "high")], [y, y], color, alpha=0.4)
+            ax.plot(margin(row), y, "o", color=color, markersize=3)
+        worst = min(own, key=margin)
+        ax.axhline(k + 0.5, color="0.9", linewidth=0.5)
+        if not met(worst):
+            text = f"{worst['ratio']} " if worst["ratio"] != name.partition(": ")[2] else ""
+            ax.text(1.02, k, f"{text}{margin(worst):.2f}", transform=ax.get_yaxis_transform(), fontsize=7,
+                    color="tab:red", va="center")  # fmt: skip
     ax.axvline(1.0, color="black", linewidth=0.8)
     ax.set_xscale("log")
-    ax.set_yticks(range(len(gated)), [f"{row['benchmark']}: {row['ratio']}" for row in gated], fontsize=6)
-    ax.set_ylim(len(gated), -1)
-    ax.set_xlabel("times what is wanted (right of the line: met)")
+    ticks = [0.5, 0.7, 1, 1.5, 2, 3, 5, 10]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    counted = [f"{name} ({len(own)})" if len(own) > 1 else name for name, own in lines.items()]
+    ax.set_yticks(range(len(lines)), counted, fontsize=8)
+    ax.set_ylim(len(lines) - 0.5, -0.5)
+    ax.set_xlabel("times what is wanted; right of the line it is met", fontsize=9)
     ax.grid(axis="x", alpha=0.3)
-    fig.tight_layout()
-    fig.savefig(path, dpi=90, bbox_inches="tight")
+    fig.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(fig)

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["compare", "quartiles", "race", "spread", "stamp"]
+__all__ = ["compare", "geometric", "quartiles", "race", "spread", "stamp"]
 
 
 def _seconds(fn: Callable[[], Any], calls: int, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -132,6 +133,12 @@ def quartiles(
     if inverse:
         low, median, high = (float(f"{1.0 / x:.4g}") for x in (high, median, low))
     return {"median": median, "low": low, "high": high, "better": better, "wanted": wanted}
+
+
+def geometric(values: Iterable[float]) -> float:
+    """Geometric mean; 0 if a value is."""
+    own = list(values)
+    return 0.0 if 0.0 in own else math.exp(sum(math.log(v) for v in own) / len(own))
 
 
 def _processor() -> str:

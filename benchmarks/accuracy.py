@@ -7,73 +7,54 @@ every one of diffusers, k-diffusion and azula (`benchmarks.peers`) on every grid
 For each suite and number of evaluations the default sampler is compared with the best *single* configuration
 of the libraries, sampler and grid: that with the smallest geometric mean of the median error over the suite.
 
-The problems of a suite run one after another. A configuration of the libraries is out, at a number of
-evaluations, once it could become the best single one only by beating the leader by more than a factor
-CATCH_UP, on geometric average, on all the problems that are left.
-
     python -m benchmarks.accuracy [--fresh ours|peers] [--workers 2]
 
-Results are kept in benchmarks/.cache and not computed twice: a library's under its name and version, ours
-under the coefficients of the plan, so that a changed sampler is measured anew. Libraries that are not
-installed enter by what is kept of them.
+`benchmarks._cells` measures, drops what cannot win, and keeps results in benchmarks/.cache.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import math
-import multiprocessing
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-import sdekit as sk
-from benchmarks._cache import digest, folder, read_json, write_json
-from benchmarks._timing import spread
-from benchmarks.problems import CLOSED_FORM, LEARNED, Problem, problem
+from benchmarks import _cells
+from benchmarks._cells import (
+    STAND_INS,
+    Row,
+    cells,
+    figures,
+    loaded,
+    peer_names,
+    planned,
+    prepare,
+    processes,
+    race,
+)
+from benchmarks._summary import record
+from benchmarks._timing import geometric, spread
+from benchmarks.networks import kept
+from benchmarks.problems import Problem
 from sdekit.samplers.base import Sampler
 from sdekit.samplers.registry import SAMPLERS
 
-__all__ = ["EVALUATIONS", "SUITES", "errors", "measure", "ours", "peer_best", "run"]
+__all__ = ["errors", "ours", "peer_best", "quick", "run"]
 
-EVALUATIONS = (5, 6, 8, 10, 15, 20, 30, 50, 100)
 DEFAULT = "kernel-quadrature"
-SUITES = {"closed-form": CLOSED_FORM, "learned": LEARNED}
-CATCH_UP = {"closed-form": 1.5, "learned": 2.0}
-STAND_INS = tuple(
-    f"sdekit: {sampler} on {grid}"
-    for sampler in ("ddim", "euler", "heun", "dpmpp-2m")
-    for grid in ("karras", "uniform-lambda")
-)
-"""Compared with where neither a library nor a result of one is at hand."""
-PEERS_VERSION = 1
-"""Raised when the way in which the libraries are run changes."""
-
-Figures = tuple[float, float, float]
-Row = dict[int, Figures | None]
-"""Evaluations -> (mean, median, RMSE); inf: not finite; None: no such run."""
-
-
-def figures(p: Problem, x: Tensor) -> Figures:
-    """Mean, median and root mean square over the samples of their distance to the exact end."""
-    d = p.distance(x)
-    if not bool(torch.isfinite(d).all()):
-        d = torch.where(torch.isfinite(d), d, torch.inf)
-    return float(d.mean()), float(d.median()), float(d.square().mean().sqrt())
+PICTURE = Path(__file__).parent / "results" / "accuracy.png"
+QUICK = ("gaussian 1/k d=64, VP", "gaussian 16/k^2 d=256, EDM", "ring of 8 d=2, VP")
+"""Problems that `quick` measures anew, at these evaluations."""
+QUICK_AT = (10, 20)
 
 
 def errors(
     problems: Iterable[Problem],
     sampler: str | Sampler,
     grid: Any = None,
-    nfe_list: Sequence[int] = EVALUATIONS,
+    nfe_list: Sequence[int] = _cells.EVALUATIONS,
     data_std: float | None = None,
     data_spread: float | None = None,
 ) -> dict[str, Row]:
@@ -85,201 +66,14 @@ def errors(
     for p in problems:
         row = found.setdefault(p.name, {})
         for nfe in nfe_list:
-            made = _plan(p, sampler, grid, nfe, data_std, data_spread)
-            row[nfe] = None if made is None else _run_plan(p, made)
+            made = planned(p, sampler, grid, nfe, data_std, data_spread)
+            row[nfe] = None if made is None else _cells.run_plan(p, made)
     return found
-
-
-def _plan(
-    p: Problem, sampler: str | Sampler, grid: Any, nfe: int, s: float | None = None, s2: float | None = None
-) -> sk.Plan | None:
-    known = p.model.data_std, p.model.data_spread
-    s, s2 = (s, s2) if s is not None else known
-    try:
-        return sk.plan(
-            sampler, p.model.process, nfe=nfe, grid=grid, data_std=1.0 if s is None else s, data_spread=s2,
-            predicts=p.model.predicts, finite=not p.model.defined_at_pure_noise,
-        )  # fmt: skip
-    except ValueError:  # fewer evaluations than the sampler's least
-        return None
-
-
-def _run_plan(p: Problem, made: sk.Plan) -> Figures:
-    run = sk.sample(p.model, tuple(p.start.shape), sampler=made, x_init=p.start, throw=False)
-    return figures(p, run.x)
-
-
-# Configurations.
 
 
 def ours() -> list[str]:
     """Our deterministic samplers; each runs on its default grid."""
     return [name for name, cls in SAMPLERS.items() if not cls.stochastic]
-
-
-@lru_cache(maxsize=1)
-def peers() -> dict[str, Any]:
-    """Name with the library's version -> `benchmarks.peers.Peer`, of the libraries that are installed."""
-    try:
-        from benchmarks.peers import available, configurations
-    except ImportError:
-        return {}
-    found = {}
-    for peer in configurations(available()):
-        library, _, rest = peer.name.partition(":")
-        found[f"{library} {importlib.metadata.version(peer.library)}:{rest}"] = peer
-    return found
-
-
-def peer_names() -> list[str]:
-    """Configurations of the libraries: installed, or else those kept, or else the stand-ins."""
-    if peers():
-        return list(peers())
-    kept = [key for suite in SUITES for key in read_json(_store(loaded(_order(suite)[0])))]
-    names = [key.rpartition(" @ ")[0] for key in kept if key.endswith(f"v{PEERS_VERSION}")]
-    return list(dict.fromkeys(names)) or list(STAND_INS)
-
-
-def _planned(p: Problem, configuration: str, nfe: int) -> sk.Plan | None:
-    """The plan of one of ours, or of a stand-in "sdekit: sampler on grid"."""
-    if configuration in STAND_INS:
-        sampler, grid = configuration.removeprefix("sdekit: ").split(" on ")
-        return _plan(p, sampler, grid, nfe)
-    return _plan(p, configuration, None, nfe)
-
-
-# Cells: what is measured, one file a problem, {key: figures}.
-
-
-@lru_cache(maxsize=64)
-def loaded(name: str) -> Problem:
-    """`problem`, kept."""
-    return problem(name)
-
-
-def _store(p: Problem) -> Path:
-    return folder("cells") / f"{digest(p.name, p.start, p.exact)}.json"
-
-
-def _key(p: Problem, configuration: str, nfe: int) -> str | None:
-    """Of ours by the plan, None where there is none; of the libraries by name."""
-    if configuration in SAMPLERS or configuration in STAND_INS:
-        made = _planned(p, configuration, nfe)
-        return None if made is None else f"plan {digest(made.to_json())}"
-    return f"{configuration} @ {nfe} v{PEERS_VERSION}"
-
-
-def cells(name: str, configurations: Iterable[str]) -> dict[str, Row]:
-    """What is kept of these configurations on a problem."""
-    p = loaded(name)
-    kept = read_json(_store(p))
-    table: dict[str, Row] = {}
-    for c in configurations:
-        keys = {nfe: _key(p, c, nfe) for nfe in EVALUATIONS}
-        found = {nfe: kept[key] for nfe, key in keys.items() if key in kept}
-        table[c] = {nfe: None if v is None else (v[0], v[1], v[2]) for nfe, v in found.items()}
-    return table
-
-
-Task = tuple[str, tuple[tuple[str, int], ...]]
-
-
-def _work(task: Task) -> tuple[str, dict[str, Figures | None]]:
-    """(problem, {key: figures}) of some (configuration, evaluations) on a problem."""
-    torch.set_num_threads(1)
-    name, pairs = task
-    p = loaded(name)
-    found: dict[str, Figures | None] = {}
-    for configuration, nfe in pairs:
-        key = _key(p, configuration, nfe)
-        assert key is not None
-        peer = peers().get(configuration)
-        if peer is not None:
-            x = peer.run(p.model, p.start, nfe)
-            found[key] = None if x is None else figures(p, x)
-        elif key not in found:
-            made = _planned(p, configuration, nfe)
-            assert made is not None
-            found[key] = _run_plan(p, made)
-    return name, found
-
-
-@contextmanager
-def _processes(workers: int) -> Iterator[Any]:
-    """An unordered map over so many processes, or in this one."""
-    if workers <= 1:
-        yield map
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield pool.imap_unordered
-
-
-def _prepare(name: str) -> None:
-    torch.set_num_threads(1)
-    loaded(name)
-
-
-def measure(
-    name: str, wanted: Mapping[str, Iterable[int]], each: Any = map, redo: Iterable[str] = ()
-) -> dict[str, Row]:
-    """Run on a problem what is not kept yet; everything that is now kept of ``wanted``.
-
-    wanted: {configuration: evaluations}. each: `map`, or that of a pool. redo: configurations to run again.
-    """
-    p, again = loaded(name), set(redo)
-    kept = read_json(_store(p))
-    pairs = []
-    for configuration, evaluations in wanted.items():
-        for nfe in evaluations:
-            key = _key(p, configuration, nfe)
-            if key is not None and (key not in kept or configuration in again):
-                pairs.append((configuration, nfe))
-    size = 16 if p.suite == "learned" else 64
-    tasks: list[Task] = [(name, tuple(pairs[i : i + size])) for i in range(0, len(pairs), size)]
-    for _, found in each(_work, tasks):
-        write_json(_store(p), read_json(_store(p)) | found)
-    return cells(name, wanted)
-
-
-def race(
-    suite: str, own: Iterable[str], others: Iterable[str], each: Any = map, redo: Iterable[str] = ()
-) -> None:
-    """Measure a suite: ours everywhere, the others for as long as they can win (see CATCH_UP).
-
-    ``others`` that are neither installed nor stand-ins enter by what is kept of them.
-    """
-    names = _order(suite)
-    behind = {nfe: dict.fromkeys(others, 0.0) for nfe in EVALUATIONS}
-    for count, name in enumerate(names, 1):
-        wanted: dict[str, list[int]] = {c: list(EVALUATIONS) for c in own}
-        for nfe, scores in behind.items():
-            for c in scores:
-                if c in peers() or c in STAND_INS:
-                    wanted.setdefault(c, []).append(nfe)
-        print(f"{suite} {count}/{len(names)}: {name}, {sum(map(len, wanted.values()))} runs", flush=True)
-        measure(name, wanted, each, redo)
-        table = cells(name, {c for scores in behind.values() for c in scores})
-        for nfe, scores in behind.items():
-            found = {c: table[c].get(nfe) for c in scores}
-            ahead = {c: scores[c] + math.log(max(v[1], 1e-300)) for c, v in found.items() if v is not None}
-            leader = min(ahead.values(), default=0.0)
-            slack = (len(names) - count) * math.log(CATCH_UP[suite])
-            behind[nfe] = {c: v for c, v in ahead.items() if v - leader <= slack}
-
-
-def _order(suite: str) -> list[str]:
-    """Cheap networks first; laws in a random order, the same in every run."""
-    names = list(SUITES[suite])
-    return names if suite == "learned" else random.Random(0).sample(names, len(names))
-
-
-# Comparison.
-
-
-def geometric(values: Iterable[float]) -> float:
-    """Geometric mean; 0 if a value is."""
-    own = list(values)
-    return 0.0 if 0.0 in own else math.exp(sum(math.log(v) for v in own) / len(own))
 
 
 def medians(tables: Mapping[str, Mapping[str, Row]], configuration: str, nfe: int) -> dict[str, float] | None:
@@ -300,22 +94,22 @@ def rank(
 def peer_best(suite: str) -> dict[int, tuple[str, dict[str, float]]]:
     """{nfe: (configuration, {problem: median})} of the libraries' best single one, from what is kept."""
     names = peer_names()
-    tables = {name: cells(name, names) for name in SUITES[suite]}
-    order = {nfe: rank(tables, names, nfe) for nfe in EVALUATIONS}
+    tables = {name: cells(name, names) for name in _cells.SUITES[suite]}
+    order = {nfe: rank(tables, names, nfe) for nfe in _cells.EVALUATIONS}
     return {nfe: (best[0][1], best[0][2]) for nfe, best in order.items() if best}
 
 
 def run(workers: int = 2, fresh: str = "") -> dict[str, Any]:
-    """{"table", "ratios", "peers", "by problem", "evaluations", "cases"}; see the top."""
+    """{"table", "ratios", "peers", "training seconds", "by problem", "evaluations", "cases"}; see the top."""
     own, others = ours(), peer_names()
     print(f"{len(own)} samplers of ours, {len(others)} configurations to compare with", flush=True)
     if others == list(STAND_INS):
         print("no library is installed: our own ddim, euler, heun and dpmpp-2m stand in", flush=True)
     redo = {"ours": own, "peers": others}.get(fresh, [])
-    with _processes(workers) as each:
-        for _ in each(_prepare, [name for names in SUITES.values() for name in names]):
+    with processes(workers) as each:
+        for _ in each(prepare, [name for names in _cells.SUITES.values() for name in names]):
             pass
-        for suite in SUITES:
+        for suite in _cells.SUITES:
             race(suite, own, others, each, redo)
     return compare(own, others)
 
@@ -324,11 +118,11 @@ def compare(own: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
     """The result of `run` from what is kept."""
     from benchmarks._accuracy_report import draw, lines
 
-    tables = {suite: {n: cells(n, [*own, *others]) for n in names} for suite, names in SUITES.items()}
+    tables = {suite: {n: cells(n, [*own, *others]) for n in names} for suite, names in _cells.SUITES.items()}
     table, single, means = [], {}, {}
     for suite, problems in tables.items():
         single[suite], means[suite] = {}, {}
-        for nfe in EVALUATIONS:
+        for nfe in _cells.EVALUATIONS:
             mine, order = medians(problems, DEFAULT, nfe), rank(problems, others, nfe)
             if mine is None or not order:
                 continue
@@ -349,14 +143,17 @@ def compare(own: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
                 }
             )
         for c in [*own, *others]:
-            found = {nfe: medians(problems, c, nfe) for nfe in EVALUATIONS}
+            found = {nfe: medians(problems, c, nfe) for nfe in _cells.EVALUATIONS}
             means[suite][c] = {n: geometric(m.values()) for n, m in found.items() if m is not None}
-    draw(means, own, DEFAULT)
+    stood_in = list(others) == list(STAND_INS)
+    draw(means, own, DEFAULT, PICTURE)
     return {
         "table": table,
         "peers": len(others),
-        "evaluations": EVALUATIONS,
-        "ratios": ratios(table),
+        "evaluations": _cells.EVALUATIONS,
+        "ratios": {} if stood_in else ratios(table) | each_problem(single.get("closed-form", {})),
+        **({"absent": "no library is installed, and none is kept"} if stood_in else {}),
+        "training seconds": {name: round(report["seconds"], 1) for name, report in kept().items()},
         "by problem": single,
         "cases": lines(means, tables, own),
     }
@@ -368,6 +165,44 @@ def ratios(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
         f"{row['suite']}, {row['nfe']}: error over the best peer": spread(row["ratio"], better="lower")
         for row in table
     }
+
+
+def each_problem(single: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    """The default's error over that of the suite's best single peer, on the problems of QUICK."""
+    return {
+        f"{name}, {nfe}: error over the best peer": spread(single[nfe][name], better="lower")
+        for nfe in QUICK_AT
+        for name in QUICK
+        if name in single.get(nfe, {})
+    }
+
+
+def quick() -> dict[str, Any]:
+    """The problems of QUICK against the best single peer of the committed result, both run anew."""
+    committed = record("accuracy")
+    best = {
+        row["nfe"]: row["peer"]
+        for row in (committed["result"]["table"] if committed else ())
+        if row["suite"] == "closed-form" and row["nfe"] in QUICK_AT
+    }
+    missing = [name for name in best.values() if name not in _cells.peers()]
+    if missing:
+        return {"ratios": {}, "absent": f"{missing[0].partition(':')[0]} is not installed"}
+    torch.set_num_threads(1)
+    single: dict[int, dict[str, float]] = {nfe: {} for nfe in best}
+    for name in QUICK:
+        p = loaded(name)
+        for nfe, peer in best.items():
+            mine, theirs = errors([p], DEFAULT, None, [nfe])[name][nfe], _run_peer(p, peer, nfe)
+            assert mine is not None
+            single[nfe][name] = mine[1] / theirs
+    return {"ratios": each_problem(single)}
+
+
+def _run_peer(p: Problem, name: str, nfe: int) -> float:
+    x = _cells.peers()[name].run(p.model, p.start, nfe)
+    assert x is not None
+    return figures(p, x)[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,8 @@ design" leave these out.
 
     python -m benchmarks.calibrated [--suite closed-form|learned] [--nfe 8 10 20]
 
-Plans are kept in benchmarks/.cache/calibrated, one file for each problem and number of evaluations.
+The libraries' errors are those that `benchmarks.accuracy` keeps, which runs first. Plans are kept in
+benchmarks/.cache/calibrated, one file for each problem and number of evaluations.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 import sdekit as sk
 from benchmarks._cache import digest, folder, read_json, write_json
-from benchmarks._timing import spread
-from benchmarks.accuracy import DEFAULT, SUITES, cells, errors, figures, geometric, loaded, peer_best
+from benchmarks._cells import STAND_INS, SUITES, cells, figures, loaded, peer_names
+from benchmarks._timing import geometric, spread
+from benchmarks.accuracy import DEFAULT, errors, peer_best
 from sdekit.certify.calibrate import calibrate
 
 __all__ = ["DESIGN", "EVALUATIONS", "one", "run"]
@@ -46,6 +48,9 @@ DESIGN = (
     "digits mlp eps",
     "patches unet eps",
 )
+QUICK = ("gaussian 1/k d=64, EDM", "ring of 8 d=2, EDM", "tree of 16 d=2, VP")
+"""Problems, none of them in DESIGN, that `quick` calibrates anew, at 8 evaluations."""
+QUICK_AT = 8
 VERSION = 1
 """Raised when calibration changes: what is kept of an older one is not used."""
 
@@ -57,11 +62,19 @@ def one(name: str, nfe: int) -> dict[str, Any]:
     kept = read_json(path)
     if kept:
         return kept
+    found = anew(name, nfe)
+    write_json(path, found)
+    return found
+
+
+def anew(name: str, nfe: int) -> dict[str, Any]:
+    """As `one`, neither kept nor read."""
+    p = loaded(name)
     started = time.perf_counter()
     plan = calibrate(p.model, shape=tuple(p.start.shape), nfe=nfe)
     seconds = time.perf_counter() - started
     x = sk.sample(p.model, tuple(p.start.shape), sampler=plan, x_init=p.start, throw=False).x
-    found = {
+    return {
         "problem": name,
         "nfe": plan.nfe,
         "median": figures(p, x)[1],
@@ -71,8 +84,6 @@ def one(name: str, nfe: int) -> dict[str, Any]:
         "chosen": plan.provenance["chosen"],
         "plan": plan.to_json(),
     }
-    write_json(path, found)
-    return found
 
 
 def _default(name: str, nfe: int) -> float:
@@ -84,11 +95,15 @@ def _default(name: str, nfe: int) -> float:
 
 def run(suites: Sequence[str] = tuple(SUITES), evaluations: Sequence[int] = EVALUATIONS) -> dict[str, Any]:
     """{"table", "ratios", "cases"}; see the top."""
+    if peer_names() == list(STAND_INS):
+        return {"absent": "no library is installed, and none is kept by `benchmarks.accuracy`"}
     torch.set_num_threads(1)
     table: list[dict[str, Any]] = []
     cases: list[dict[str, Any]] = []
     for suite in suites:
         best = peer_best(suite)
+        if set(evaluations) - set(best):
+            return {"absent": f"the libraries' errors on the {suite} suite; `python -m benchmarks.accuracy`"}
         for nfe in evaluations:
             peer, theirs = best[nfe]
             rows = []
@@ -120,7 +135,8 @@ def run(suites: Sequence[str] = tuple(SUITES), evaluations: Sequence[int] = EVAL
             cases += rows
             table.append(_summary(suite, rows, peer))
             table.append(_summary(f"{suite}, not in design", [r for r in rows if not r["in design"]], peer))
-    return {"table": table, "ratios": ratios(table), "cases": cases}
+    each = {row["problem"]: row["over default"] for row in cases if row["nfe"] == QUICK_AT}
+    return {"table": table, "ratios": ratios(table) | each_problem(each), "cases": cases}
 
 
 def ratios(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -130,6 +146,26 @@ def ratios(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for row in table
         for which in ("over peer", "over default")
     }
+
+
+def each_problem(over: Mapping[str, float]) -> dict[str, Any]:
+    """The calibrated plan's error over the default's, on the problems of QUICK."""
+    return {
+        f"{name}, {QUICK_AT}: error over default": spread(over[name], better="lower")
+        for name in QUICK
+        if name in over
+    }
+
+
+def quick() -> dict[str, Any]:
+    """The problems of QUICK, calibrated anew."""
+    torch.set_num_threads(1)
+    over = {}
+    for name in QUICK:
+        row = errors([loaded(name)], DEFAULT, None, [QUICK_AT])[name][QUICK_AT]
+        assert row is not None
+        over[name] = anew(name, QUICK_AT)["median"] / row[1]
+    return {"ratios": each_problem(over)}
 
 
 def _summary(label: str, rows: Sequence[dict[str, Any]], peer: str) -> dict[str, Any]:

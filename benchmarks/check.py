@@ -20,7 +20,8 @@ cannot tell apart, and a loss that stands out of both spreads is found. Ratios a
 they carry from one machine to another better than times do; another processor may still need its own.
 
 A ratio of the part that was committed and is not measured today fails, unless today's run says what is
-absent: {"absent": {beginning of names: reason}}, or {"absent": reason} for all.
+absent: {"absent": {beginning of names: reason}}, or {"absent": reason} for all. So does a benchmark that
+raises; the others go on. A benchmark without `quick()`, or without a committed result, is named.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ import argparse
 import importlib
 import json
 import sys
+import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import RESULTS, discover, render
+from benchmarks.run import RESULTS, chosen, discover, minutes, render
 
 __all__ = ["LOSS", "Figures", "compare", "main"]
 
@@ -83,16 +86,26 @@ def failed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [row["ratio"] for row in rows if row["verdict"] in ("LOST", "MISSING")]
 
 
-def check(name: str, folder: Path = RESULTS) -> list[dict[str, Any]] | None:
-    """The rows of one benchmark; None where it has no `quick`, or nothing is committed."""
-    module, file = importlib.import_module(f"benchmarks.{name}"), folder / f"{name}.json"
-    if not hasattr(module, "quick") or not file.exists():
-        return None
+def check(name: str, folder: Path = RESULTS) -> list[dict[str, Any]] | str:
+    """The rows of one benchmark; why there are none, where it has no `quick`, or nothing is committed."""
+    try:
+        module = importlib.import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] in ("sdekit", "benchmarks"):
+            raise
+        return f"absent: {error.name} is not installed"
+    file = folder / f"{name}.json"
+    if not hasattr(module, "quick"):
+        return "no quick part"
+    if not file.exists():
+        return "nothing committed"
     committed = json.loads(file.read_text())["result"].get("ratios", {})
     today = module.quick()
     found, absent = today.get("ratios", {}), today.get("absent", {})
     part = tuple(getattr(module, "QUICK", ("",)))
     names = dict.fromkeys([n for n in committed if n.startswith(part)] + list(found))
+    if not names and isinstance(absent, str):
+        return f"absent: {absent}"
     return compare(committed, found, list(names), {"": absent} if isinstance(absent, str) else absent)
 
 
@@ -101,16 +114,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = discover()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(known)}; all by default")
-    names = parser.parse_args(arguments).names or known
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(known)}")
     bad: list[str] = []
-    for name in names:
-        rows = check(name)
-        if rows is None:
+    for name in chosen(parser, parser.parse_args(arguments).names, known):
+        start = time.perf_counter()
+        try:
+            rows = check(name)
+        except Exception as error:
+            traceback.print_exc()
+            rows = f"FAILED: {type(error).__name__}: {error}"
+            bad.append(f"{name}, which failed")
+        if isinstance(rows, str):
+            print(f"\n## {name}: {rows}", flush=True)
             continue
-        print(f"\n## {name}\n{render(rows)}", flush=True)
+        print(f"\n## {name}, {minutes(time.perf_counter() - start)}\n{render(rows)}", flush=True)
         bad += [f"{name}: {ratio}" for ratio in failed(rows)]
     print("\nLost: " + "; ".join(bad) if bad else "\nNothing lost.")
     return 1 if bad else 0

@@ -1,6 +1,6 @@
 """Ensembles of paths: `solve(..., backend="numba")` against C, other libraries, and the torch back end.
 
-Euler-Maruyama on the four equations of `benchmarks._rivals`, 10^4 paths of 200 steps and 10^6 of 100, end
+Euler-Maruyama on the four equations of `benchmarks._equations`, 10^4 paths of 200 steps and 10^6 of 100, end
 states only. float32, and for C and the compiled back end float64 too; all on one core, timed in CPU seconds
 of the whole process, the rivals in turn within each repetition. What compiles has compiled before; what the
 first call takes beyond a later one is stated apart. Every rival's mean and variance at the end are compared
@@ -27,8 +27,9 @@ import numpy as np
 import torch
 
 import sdekit as sk
+from benchmarks._equations import PROBLEMS, Problem, sde
 from benchmarks._memory import above_import
-from benchmarks._rivals import FLAGS, PROBLEMS, RIVALS, Problem, build, sde
+from benchmarks._rivals import FLAGS, RIVALS, build
 from benchmarks._timing import race, spread
 
 SIZES = ((10_000, 200), (1_000_000, 100))

@@ -27,7 +27,7 @@ from sdekit.matching.data import Batches, scales
 from sdekit.matching.nets import MLP, UNet
 from sdekit.sde.gaussian import GaussianDiffusion
 
-__all__ = ["NETWORKS", "Guided", "LabelledMLP", "Network", "network"]
+__all__ = ["NETWORKS", "Guided", "LabelledMLP", "Network", "kept", "network"]
 
 CLASSES = 10
 PUBLISHED_EDM = (-1.2, 1.2)
@@ -190,6 +190,11 @@ def network(name: str) -> sk.Denoiser:
     if not recipe.path.exists():
         train(recipe)
     return load(recipe.path, recipe.make())
+
+
+def kept() -> dict[str, dict[str, float]]:
+    """What `train` reported of the networks that are there."""
+    return {name: read_header(n.path)["extra"] for name, n in NETWORKS.items() if n.path.exists()}
 
 
 def train(recipe: Network) -> dict[str, float]:

@@ -1,16 +1,19 @@
-"""Normal numbers a second, one thread: the compiled Philox against torch's own generator.
+"""Normal numbers a second, one thread: the compiled Philox against torch's own generator and numpy's fastest.
 
-Three comparisons, each with torch on the other side in the same repetition: filling memory that is there
-(against `Tensor.normal_`), `Philox.normal`, which also allocates (against `torch.randn`), and the plain call
-on a small state. Fresh memory of many megabytes costs both sides the same page faults, which hides a fast
-generator: so the speed of the generator is the first comparison, of the object the second.
+Three comparisons, the others in the same repetition: filling memory that is there, against `Tensor.normal_`
+and against `Generator(SFC64).standard_normal(out=...)`, numpy's Ziggurat; `Philox.normal`, which also
+allocates, against `torch.randn`; and the plain call on a small state. Fresh memory of many megabytes costs
+all sides the same page faults, which hides a fast generator: so the speed of the generator is the first
+comparison, of the object the second. Timed in CPU seconds of the thread.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks._timing import compare, quartiles
@@ -31,31 +34,41 @@ def _case(shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Any]:
     ours, theirs = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
     draw = iter(range(philox.DRAWS))
     numbers = shape[0] * shape[1]
-    filled = compare({"torch": theirs.normal_, "sdekit": lambda: fill(ours, key, next(draw), ids, event)})
+    random, third = (
+        np.random.Generator(np.random.SFC64(1)),
+        np.empty(shape, str(dtype).removeprefix("torch.")),
+    )
+    filled = compare(
+        {
+            "sdekit": lambda: fill(ours, key, next(draw), ids, event),
+            "torch": theirs.normal_,
+            "numpy": lambda: random.standard_normal(dtype=third.dtype, out=third),
+        },
+        clock=time.thread_time,
+    )
     made = compare(
         {
             "torch": lambda: torch.randn(shape, dtype=dtype),
             "sdekit": lambda: noise.normal(next(draw), ours, ids),
-        }
+        },
+        clock=time.thread_time,
     )
     return {
-        "fill": filled["sdekit"],
-        "torch normal_": filled["torch"],
+        "fill": {name: filled[name] for name in ("torch", "numpy")},
         "Philox.normal": made["sdekit"],
         "torch randn": made["torch"],
-        "million_per_second": {
-            name: round(numbers / row["best_us"])
-            for name, row in {"sdekit": filled["sdekit"], "torch": filled["torch"]}.items()
-        },
+        "million_per_second": {name: round(numbers / row["best_us"]) for name, row in filled.items()},
     }
 
 
 def ratios(cases: Mapping[str, Any]) -> dict[str, Any]:
-    """Times the speed of torch, {"fill float32 1e6": ..., "Philox.normal float32 1e6": ...}."""
-    found = {
-        f"fill {name}": quartiles(case["fill"], better="higher", wanted=WANTED[name.split()[0]])
-        for name, case in cases.items()
-    }
+    """Times the speed of torch, "fill float32 1e6", of numpy, "fill float32 1e6: numpy", of `torch.randn`."""
+    found = {}
+    for name, case in cases.items():
+        for rival, row in case["fill"].items():
+            wanted = WANTED[name.split()[0]] if rival == "torch" else None
+            suffix = "" if rival == "torch" else f": {rival}"
+            found[f"fill {name}{suffix}"] = quartiles(row, better="higher", wanted=wanted, inverse=True)
     return found | {
         f"Philox.normal {name}": quartiles(case["Philox.normal"], better="higher")
         for name, case in cases.items()
@@ -85,22 +98,27 @@ def run() -> dict[str, Any]:
         }
         like, ids = torch.empty(SMALL), torch.arange(SMALL[0])
         noise = Philox(0)
-        small = compare({"torch": lambda: torch.randn(SMALL), "sdekit": lambda: noise.normal(3, like, ids)})
+        small = compare(
+            {"torch": lambda: torch.randn(SMALL), "sdekit": lambda: noise.normal(3, like, ids)},
+            clock=time.thread_time,
+        )
     finally:
         torch.set_num_threads(before)
+    found = ratios(cases)
     return {
         "table": [
             {
                 "case": name,
                 "sdekit M/s": case["million_per_second"]["sdekit"],
                 "torch M/s": case["million_per_second"]["torch"],
-                "fill / normal_": case["fill"]["ratio"],
-                "quartiles": f"{case['fill']['ratio_low']} to {case['fill']['ratio_high']}",
+                "numpy M/s": case["million_per_second"]["numpy"],
+                "fill / normal_": found[f"fill {name}"]["median"],
+                "fill / numpy": found[f"fill {name}: numpy"]["median"],
                 "Philox.normal / randn": case["Philox.normal"]["ratio"],
             }
             for name, case in cases.items()
         ],
         "call_1x16_us": {"sdekit": small["sdekit"]["best_us"], "torch randn": small["torch"]["best_us"]},
-        "ratios": ratios(cases),
+        "ratios": found,
         "cases": cases,
     }

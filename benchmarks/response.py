@@ -83,10 +83,20 @@ def seconds() -> dict[str, float]:
     return found
 
 
+def _absent() -> str | None:
+    """The libraries that are not installed; the comparison is made with all of them or not at all."""
+    from benchmarks.peers import available
+
+    missing = [name for name in LIBRARIES if name not in available()]
+    return f"{', '.join(missing)} not installed" if missing else None
+
+
 def run() -> dict[str, Any]:
     """{"table", "sections", "refused", "seconds", "versions"}; see the module."""
     from benchmarks.peers.plain import PROCESSES, plain, refused
 
+    if (absent := _absent()) is not None:
+        return {"absent": absent}
     torch.set_num_threads(1)
     sections: dict[str, Any] = {
         family: {"process": repr(process), "ours": ours(process), "peers": {}}
@@ -119,10 +129,10 @@ def ratios(table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def quick() -> dict[str, Any]:
     """The committed winners of both sides at 20 evaluations, run again."""
-    try:
-        from benchmarks.peers.plain import PROCESSES, plain
-    except ImportError as error:
-        return {"ratios": {}, "absent": str(error)}
+    from benchmarks.peers.plain import PROCESSES, plain
+
+    if (absent := _absent()) is not None:
+        return {"ratios": {}, "absent": absent}
     torch.set_num_threads(1)
     committed = json.loads((Path(__file__).parent / "results" / "response.json").read_text())
     samplers = {s.name: s for s in plain()}

@@ -18,10 +18,13 @@ from typing import Any
 import torch
 
 import sdekit as sk
-from benchmarks._timing import spread
+from benchmarks._summary import record
+from benchmarks._timing import geometric, spread
 from sdekit.samplers.registry import SAMPLERS
 
 EVALUATIONS = (10, 20, 50)
+QUICK_AT = (10, 20)
+QUICK = tuple(f"W2 at {nfe} " for nfe in QUICK_AT)
 OURS = tuple(name for name, cls in SAMPLERS.items() if cls.stochastic)
 
 
@@ -80,7 +83,8 @@ def run() -> dict[str, Any]:
             row |= {"best peer": peers[best], "ratio": row["gaussian-split"] / peers[best], "peer": best}
         table.append(row)
     peers = sum(name not in OURS for name in means)
-    return {"table": table, "ratios": ratios(table), "peers": peers, "w2": means}
+    absent = {} if peers else {"absent": "no library is installed"}
+    return {"table": table, "ratios": ratios(table), "peers": peers, "w2": means, **absent}
 
 
 def ratios(table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -90,3 +94,21 @@ def ratios(table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for row in table
         if "ratio" in row
     }
+
+
+def quick() -> dict[str, Any]:
+    """`gaussian-split` and the committed best of the libraries, both certified anew."""
+    from benchmarks.peers import available, exact_w2, stochastic_configurations
+
+    peers, committed = {p.name: p for p in stochastic_configurations(available())}, record("stochastic")
+    rows = []
+    for row in committed["result"]["table"] if committed else ():
+        if row["nfe"] not in QUICK_AT or "peer" not in row:
+            continue
+        if row["peer"] not in peers:
+            return {"ratios": {}, "absent": f"{row['peer'].partition(':')[0]} is not installed"}
+        cases, nfe = problems().values(), row["nfe"]
+        ours = geometric(sk.certify("gaussian-split", *case, nfe=nfe).w2 for case in cases)
+        theirs = [exact_w2(peers[row["peer"]], *case, nfe) for case in cases]
+        rows.append({"nfe": nfe, "ratio": ours / geometric(w2 for w2 in theirs if w2 is not None)})
+    return {"ratios": ratios(rows)}

@@ -29,7 +29,7 @@ from sdekit.certify.exact import certify as _certify
 from sdekit.encode import RoundTrip, decode, encode, roundtrip
 from sdekit.errors import SdekitError
 from sdekit.likelihood import LogProb, log_prob
-from sdekit.matching import fit, fit_energy, losses, ncsn, nets, parzen, scales_of, sgld
+from sdekit.matching import fit, fit_energy, losses, ncsn, nets, parzen, psgld, scales_of, sghmc, sgld
 from sdekit.noise import BrownianTree, Noise, Philox, Recorded, TorchNoise
 from sdekit.samplers import Grid, Plan, pilot, plan, sample
 from sdekit.samplers.latents import interpolate
@@ -150,11 +150,13 @@ __all__ = [
     "pilot",
     "plan",
     "probability_flow",
+    "psgld",
     "reverse",
     "roundtrip",
     "sample",
     "samplers",
     "scales_of",
+    "sghmc",
     "sgld",
     "solve",
     "solvers",

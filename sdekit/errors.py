@@ -32,6 +32,7 @@ __all__ = [
     "SolveError",
     "UnknownNameError",
     "check_argument_order",
+    "check_call",
     "check_count",
     "check_first_id",
     "check_not_negative",
@@ -128,6 +129,26 @@ def check_argument_order(fn: Callable[..., Any], role: str) -> None:
         )
 
 
+def check_call(fn: Callable[..., Any], call: Iterable[str], role: str, cause: str, action: str) -> None:
+    """Refuse a callable that does not take these positional arguments. Raises TypeError.
+
+    What has no signature to be read passes. role: what it is, "net"; cause and action end the message.
+    """
+    call = tuple(call)
+    try:
+        signature = inspect.signature(fn.forward if isinstance(fn, torch.nn.Module) else fn)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*call)
+    except TypeError as error:
+        name = getattr(fn, "__name__", type(fn).__name__).replace("<lambda>", "a lambda")
+        raise TypeError(
+            f"{role} is called as {role.split()[-1]}({', '.join(call)}), and {name} cannot be: {error}. "
+            f"Likely cause: {cause}. Next: {action}."
+        ) from None
+
+
 def check_state(x: object, name: str = "x0") -> torch.Tensor:
     """A state (B, *event): floating and finite; numpy arrays become tensors.
 
@@ -144,12 +165,12 @@ def check_state(x: object, name: str = "x0") -> torch.Tensor:
     if not x.is_floating_point():
         raise ShapeError(
             f"{name} must be floating, got dtype {x.dtype}. Likely cause: integer literals or raw 8-bit "
-            f"data. Next: {name}.float(), scaled to the range the model was trained on."
+            f"data. Next: {name.split()[-1]}.float(), scaled to the range the model was trained on."
         )
     if x.ndim < 1:
         raise ShapeError(
-            f"{name} must have shape (B, *event), got a 0-d tensor. Next: {name}.reshape(1, 1) for one "
-            f"sample of a scalar process."
+            f"{name} must have shape (B, *event), got a 0-d tensor. Next: {name.split()[-1]}.reshape(1, 1) "
+            f"for one sample of a scalar process."
         )
     readable = not torch._C._functorch.is_functorch_wrapped_tensor(x)  # no numbers inside torch.func
     if x.numel() and readable and not math.isfinite(x.detach().sum()):  # which may overflow

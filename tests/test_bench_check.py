@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 import torch
 
-from benchmarks import _memory, _rivals, _summary, _timing, check, ensembles
+from benchmarks import _cache, _memory, _rivals, _summary, _timing, check, ensembles
 from benchmarks import run as bench
 
 
@@ -70,7 +70,7 @@ def fake(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "discover", lambda: ["fake"])
     monkeypatch.setattr(check.check, "__defaults__", (tmp_path,))
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
-    monkeypatch.setattr(bench, "draw", lambda: None)
+    monkeypatch.setattr(bench, "draw", lambda folder: None)
     return module
 
 
@@ -80,7 +80,8 @@ def commit(folder, ratios):
 
 def test_check_reads_the_committed_part(fake, tmp_path, capsys):
     commit(tmp_path, {"quick a": figure(1.0), "quick b": figure(2.0), "slow": figure(1.0)})
-    assert check.main([]) == 0  # no quick(): nothing to compare
+    assert check.main([]) == 0
+    assert "## fake: no quick part" in capsys.readouterr().out
     fake.QUICK = ("quick",)
     fake.quick = lambda: {"ratios": {"quick a": figure(0.95), "quick b": figure(1.7)}}
     assert check.main([]) == 0
@@ -115,13 +116,106 @@ def test_a_result_stays_where_its_library_is_absent(fake, tmp_path, capsys):
     assert "**not met**" in capsys.readouterr().out
 
 
-def test_a_broken_benchmark_is_not_an_absent_library(fake):
+def test_a_failing_benchmark_is_reported_and_the_others_go_on(fake, tmp_path, monkeypatch, capsys):
+    commit(tmp_path, {"a": figure(1.0)})
+    kept = (tmp_path / "fake.json").read_text()
+    other = types.ModuleType("benchmarks.other")
+    other.run = lambda: {"ratios": {"b": figure(3.0)}}
+    monkeypatch.setitem(sys.modules, "benchmarks.other", other)
+    monkeypatch.setattr(bench, "discover", lambda: ["fake", "other"])
+
     def broken():
-        raise ModuleNotFoundError("no", name="sdekit.gone")
+        raise ModuleNotFoundError("no", name="sdekit.gone")  # of this package: no absent library
 
     fake.run = broken
+    assert bench.main([]) == 1
+    assert (tmp_path / "fake.json").read_text() == kept
+    assert json.loads((tmp_path / "other.json").read_text())["result"]["ratios"]["b"]["median"] == 3.0
+    said = capsys.readouterr()
+    assert "## fake (1 of 2, " in said.out
+    assert "## other (2 of 2, " in said.out
+    assert said.out.rstrip().endswith("FAILED: fake, ModuleNotFoundError: no")
+    assert "in broken" in said.err
+    assert bench.main(["other"]) == 0
+    with pytest.raises(SystemExit):
+        bench.main(["another"])
+    assert "no benchmark named another; there are fake, other" in capsys.readouterr().err
+
+
+def test_results_and_pictures_go_to_the_folder_given(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(fake, "PICTURE", tmp_path / "fake.png", raising=False)
+    monkeypatch.setattr(fake, "FILE", tmp_path / "docs" / "table.json", raising=False)
+    monkeypatch.setattr(_cache, "CACHE", tmp_path / "cache")
+    (_cache.folder("cells") / "one.json").write_text("{}")
+    _cache.folder("exact")
+
+    def run():
+        assert fake.PICTURE.parent == fake.FILE.parent == tmp_path / "there"
+        return {"table": [{"a": 1}], "ratios": {}, "absent": {"b": "no library"}}
+
+    fake.run = run
+    assert bench.main(["--folder", str(tmp_path / "there")]) == 0
+    record = json.loads((tmp_path / "there" / "fake.json").read_text())
+    assert record["kept"] == {"cells": 1}
+    assert not (tmp_path / "fake.json").exists()
+    assert fake.PICTURE.name == "fake.png"
+    fake.FILE = tmp_path / "docs" / "table.json"
+    fake.run = lambda: {"ratios": {}} if fake.FILE.parent == tmp_path / "docs" else {}
+    assert bench.main([]) == 0
+    assert json.loads((tmp_path / "fake.json").read_text())["result"] == {"ratios": {}}
+
+
+def test_a_check_that_fails_leaves_the_others(fake, tmp_path, monkeypatch, capsys):
+    commit(tmp_path, {"a": figure(1.0)})
+    other = types.ModuleType("benchmarks.other")
+    other.quick = lambda: {"ratios": {}, "absent": "no card"}
+    monkeypatch.setitem(sys.modules, "benchmarks.other", other)
+    monkeypatch.setattr(check, "discover", lambda: ["fake", "other", "third"])
+    monkeypatch.setitem(sys.modules, "benchmarks.third", None)
+    (tmp_path / "other.json").write_text(json.dumps({"result": {}}))
+    fake.quick = lambda: 1 / 0
     with pytest.raises(ModuleNotFoundError):
-        bench.main([])
+        check.check("third")  # of this package, hence no absent library
+    assert check.main([]) == 1
+    said = capsys.readouterr()
+    assert "## fake: FAILED: ZeroDivisionError" in said.out
+    assert "## other: absent: no card" in said.out
+    assert "Lost: fake, which failed; third, which failed" in said.out
+    assert "1 / 0" in said.err
+    (tmp_path / "fake.json").unlink()
+    assert check.check("fake") == "nothing committed"
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "ratio", "expected"),
+    [
+        ("ensembles", "ou 10000x200: C, Philox", "C, Philox"),
+        ("ensembles", "memory of 200 MB: ou", "memory of 200 MB"),
+        ("solve", "geometric Brownian 4096x1: times by hand", "times by hand"),
+        ("noise", "fill float64 1e6", "fill float64"),
+        ("steps", "bound float32 64x3x32x32 2 terms", "bound"),
+        ("steps", "overhead 1x16 sde-dpmpp-2m", "overhead 1x16"),
+        ("steps", "executor 1x16, us a step: ddim", "executor 1x16, us a step"),
+        ("likelihood", "33 cases, error 1e-06", "cases"),
+        ("overhead", "import over torch's", "import over torch's"),
+    ],
+)
+def test_figures_of_one_kind_share_a_line(benchmark, ratio, expected):
+    assert _summary.kind({"benchmark": benchmark, "ratio": ratio}) == f"{benchmark}: {expected}"
+
+
+def test_a_report_says_how_it_was_made_and_what_is_absent(tmp_path):
+    stamp = {"processor": "P", "cores": 2, "torch": "1", "numba": "2", "date": "d", "load": [0.5]}
+    result = {"ratios": {"a": figure(0.5, wanted=1.0)}, "absent": {"b": "no library"}}
+    (tmp_path / "x.json").write_text(json.dumps({"stamp": stamp, "seconds": 12.4, "result": result}))
+    text = _summary.report("x", tmp_path)
+    assert text.startswith(
+        "`python -m benchmarks.run x`, 12 s on 2 cores of P, torch 1, numba 2, d, load 0.5"
+    )
+    assert "| a | 0.5 |  | ≥ 1 | **not met** |" in text
+    assert text.endswith("Absent: b, no library.")
+    assert _summary.absences({"absent": "no card"}) == ["no card"]
+    assert "Not measured yet" in _summary.report("y", tmp_path)
 
 
 def test_committed_results_are_uniform(tmp_path):
@@ -135,6 +229,8 @@ def test_committed_results_are_uniform(tmp_path):
     pytest.importorskip("matplotlib")
     _summary.draw(rows, tmp_path / "all.png")
     assert (tmp_path / "all.png").stat().st_size > 5000
+    _summary.draw([row | {"wanted": None} for row in rows], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_margin_is_in_units_of_what_is_wanted():

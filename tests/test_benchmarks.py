@@ -1,6 +1,7 @@
 """The accuracy benchmark at a tiny scale: its references, networks, figures and comparison."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
 
-from benchmarks import _accuracy_report, _cache, accuracy, networks, problems
+from benchmarks import _cache, _cells, accuracy, networks, problems
 
 TINY = ("ring of 8 d=2, VP", "gaussian 1/k d=64, EDM")
 
@@ -19,10 +20,10 @@ TINY = ("ring of 8 d=2, VP", "gaussian 1/k d=64, EDM")
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(_cache, "CACHE", tmp_path)
-    monkeypatch.setattr(_accuracy_report, "PICTURE", tmp_path / "accuracy.png")
-    accuracy.loaded.cache_clear()
+    monkeypatch.setattr(accuracy, "PICTURE", tmp_path / "accuracy.png")
+    _cells.loaded.cache_clear()
     yield tmp_path
-    accuracy.loaded.cache_clear()
+    _cells.loaded.cache_clear()
 
 
 def test_suite_has_every_kind():
@@ -63,12 +64,12 @@ def test_figures_are_mean_median_and_rmse(cache):
     p = problems.problem(TINY[0])
     shift = torch.zeros_like(p.exact)
     shift[0] = 3.0
-    mean, median, rmse = accuracy.figures(p, p.exact + shift)
+    mean, median, rmse = _cells.figures(p, p.exact + shift)
     assert median == 0
     assert mean == pytest.approx(3 / 128)
     assert rmse == pytest.approx(3 / math.sqrt(128))
     shift[1] = math.nan
-    assert accuracy.figures(p, p.exact + shift)[2] == math.inf
+    assert _cells.figures(p, p.exact + shift)[2] == math.inf
 
 
 def test_reference_is_kept(cache, monkeypatch):
@@ -109,39 +110,43 @@ def test_race_drops_what_cannot_catch_up(monkeypatch):
         ran.append({c for c in wanted if c != "own"})
         return {}
 
-    monkeypatch.setattr(accuracy, "SUITES", {"closed-form": ("p", "q", "r")})
-    monkeypatch.setattr(accuracy, "EVALUATIONS", (5,))
-    monkeypatch.setattr(accuracy, "CATCH_UP", {"closed-form": 1.25})
-    monkeypatch.setattr(accuracy, "loaded", lambda name: None)
-    monkeypatch.setattr(accuracy, "peers", lambda: medians)
-    monkeypatch.setattr(accuracy, "measure", measure)
-    monkeypatch.setattr(
-        accuracy, "cells", lambda name, names: {c: {5: (0.0, medians[c], 0.0)} for c in names}
-    )
-    accuracy.race("closed-form", ["own"], medians)
+    monkeypatch.setattr(_cells, "SUITES", {"closed-form": ("p", "q", "r")})
+    monkeypatch.setattr(_cells, "EVALUATIONS", (5,))
+    monkeypatch.setattr(_cells, "CATCH_UP", {"closed-form": 1.25})
+    monkeypatch.setattr(_cells, "loaded", lambda name: None)
+    monkeypatch.setattr(_cells, "peers", lambda: medians)
+    monkeypatch.setattr(_cells, "measure", measure)
+    monkeypatch.setattr(_cells, "cells", lambda name, names: {c: {5: (0.0, medians[c], 0.0)} for c in names})
+    _cells.race("closed-form", ["own"], medians)
     # behind by 9 > 1.25^2 after the first problem, by 1.2^2 > 1.25 after the second
     assert ran == [{"lead", "near", "far"}, {"lead", "near"}, {"lead"}]
 
 
 def test_run_measures_once_and_reports(cache, monkeypatch):
-    monkeypatch.setattr(accuracy, "SUITES", {"closed-form": TINY[:1], "learned": TINY[1:]})
-    monkeypatch.setattr(accuracy, "CLOSED_FORM", TINY[:1])
-    monkeypatch.setattr(accuracy, "EVALUATIONS", (6, 10))
-    monkeypatch.setattr(accuracy, "peers", dict)
+    monkeypatch.setattr(_cells, "SUITES", {"closed-form": TINY[:1], "learned": TINY[1:]})
+    monkeypatch.setattr(_cells, "EVALUATIONS", (6, 10))
+    monkeypatch.setattr(_cells, "peers", dict)
     monkeypatch.setattr(accuracy, "ours", lambda: ["kernel-quadrature", "ddim"])
     result = accuracy.run(workers=1)
     rows = {(row["suite"], row["nfe"]): row for row in result["table"]}
     assert set(rows) == {(s, n) for s in ("closed-form", "learned") for n in (6, 10)}
     for row in rows.values():
         assert row["ratio"] == pytest.approx(row["default"] / row["best peer"])
-        assert row["peer"] in accuracy.STAND_INS
+        assert row["peer"] in _cells.STAND_INS
     direct = accuracy.errors(problems.closed_form(TINY[:1]), "kernel-quadrature", None, (10,))
     assert rows["closed-form", 10]["default"] == pytest.approx(direct[TINY[0]][10][1], rel=1e-12)
     assert (cache / "accuracy.png").stat().st_size > 1000
     assert accuracy.peer_best("closed-form")[10][0] == rows["closed-form", 10]["peer"]
-    monkeypatch.setattr(accuracy, "_run_plan", lambda *_: pytest.fail("ran what is kept"))
+    monkeypatch.setattr(_cells, "run_plan", lambda *_: pytest.fail("ran what is kept"))
     again = accuracy.run(workers=1)
-    assert again["ratios"] == result["ratios"]
+    assert again["table"] == result["table"]
+    assert result["ratios"] == {}  # our own samplers stand in: nothing is said of the libraries
+    assert result["absent"] == "no library is installed, and none is kept"
+    monkeypatch.setattr(accuracy, "QUICK", TINY[:1])
+    found = accuracy.compare(accuracy.ours(), _cells.STAND_INS[:-1])["ratios"]
+    row = next(row for row in result["table"] if (row["suite"], row["nfe"]) == ("closed-form", 10))
+    for name in ("closed-form, 10: error over the best peer", f"{TINY[0]}, 10: error over the best peer"):
+        assert found[name]["median"] == pytest.approx(row["ratio"], rel=1e-3)
 
 
 def _tiny(kind, architecture, data, **options):
@@ -151,10 +156,12 @@ def _tiny(kind, architecture, data, **options):
 
 
 @pytest.mark.parametrize("kind", ["edm", "eps"])
-def test_training_is_kept_and_repeats_itself(cache, kind):
+def test_training_is_kept_and_repeats_itself(cache, monkeypatch, kind):
     recipe = _tiny(kind, sk.nets.MLP, networks.moons)
     report = networks.train(recipe)
     assert report["parameters"] > 0
+    monkeypatch.setattr(networks, "NETWORKS", {recipe.name: recipe, "not trained": replace(recipe, steps=4)})
+    assert networks.kept() == {recipe.name: report}
     first = networks.load(recipe.path, recipe.make())
     assert first.predicts == kind
     assert first.process == (sk.EDM() if kind == "edm" else sk.VP())

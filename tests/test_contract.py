@@ -29,7 +29,7 @@ sample solve plan samplers solvers certify Certificate certify_monte_carlo
 encode decode roundtrip RoundTrip interpolate log_prob LogProb likelihood losses ncsn fit nets
 certify_response certify_order certify_density optimize_grid calibrate metrics check Verdict estimate
 Adjoint BrownianTree Event CIR CriticallyDampedLangevin DoubleWell Heston Lorenz63 UnderdampedLangevin
-fit_energy parzen sgld scales_of Energy curl compiled ensemble Ensemble
+fit_energy parzen sgld psgld sghmc scales_of Energy curl compiled ensemble Ensemble
 """)
 
 SAMPLER_NAMES = words("""
@@ -73,6 +73,10 @@ SIGNATURES = {
     "scales_of": "data * rows seed",
     "sgld": "log_likelihood data x0 * log_prior schedule steps batch_size preconditioner centre biased"
     " burn_in save_every seed first_id",
+    "psgld": "log_likelihood data x0 * log_prior schedule steps alpha damping correction adapt batch_size"
+    " centre biased burn_in save_every seed first_id",
+    "sghmc": "log_likelihood data x0 * log_prior schedule steps friction gradient_noise batch_size"
+    " preconditioner centre biased burn_in save_every seed first_id",
     "fit": "net data process * predicts time loss labels drop_labels steps batch_size lr optimiser schedule"
     " warmup clip ema held_out check_every seed autocast compile progress callback checkpoint resume options",
     "fit_energy": "net data * steps batch_size lr warmup clip ema chain_steps step_size capacity reinit"

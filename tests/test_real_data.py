@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 from pathlib import Path
@@ -194,6 +195,25 @@ def test_run_reports_every_part_and_keeps_it(cache, monkeypatch, capsys):
     for name in ("fit", "log_prob"):
         monkeypatch.setattr(sk, name, lambda *_, **__: pytest.fail("computed what is kept"))
     assert learning.run((small,), (small,), rows=6, samples=8) == result
+
+
+def test_the_default_network_has_a_row(cache):
+    recipe = learning.DIGITS[-1]
+    model = learning.train(tiny(recipe, network="MLP"))
+    assert model.predicts == "eps"
+    options = inspect.signature(sk.losses.denoising).parameters
+    assert recipe.weighting == options["weighting"].default
+
+
+def test_images_of_many_levels_have_a_mixture_as_baseline():
+    """Pixels of two normal laws: five Gaussians know more than one, which equals the Gaussian."""
+    few = gaussian_images(1000)
+    sign = torch.where(torch.arange(1000) % 2 == 0, 60, -60)[:, None, None, None]
+    levels = torch.cat([few.held, few.train]) + 120 + sign
+    rows = learning.baselines(_real_data.Images("two", 256, levels[200:], levels[:200]))
+    bits = {row["model"]: row["bits"] for row in rows}
+    assert list(bits) == ["equal levels", "Gaussian", "5 Gaussians"]
+    assert bits["5 Gaussians"] < bits["Gaussian"] - 1
 
 
 def test_the_page_shows_the_committed_figures():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import math
 import numbers
 import os
 from operator import index
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdekit.errors import check_call
 from sdekit.matching.checkpoint import require_safetensors
 from sdekit.noise import Philox
 from sdekit.score.model import Denoiser
@@ -19,20 +20,22 @@ from sdekit.sde.base import SDE
 
 __all__ = [
     "check_agreement",
-    "check_call",
+    "check_callback",
     "check_gradients",
+    "check_network",
     "check_process",
     "check_seed",
+    "check_share",
     "fraction",
     "run_path",
 ]
 
 
-def check_gradients() -> None:
+def check_gradients(role: str = "fit") -> None:
     """Raises RuntimeError where gradients are switched off."""
     if not torch.is_grad_enabled():
         raise RuntimeError(
-            "fit needs gradients, and they are switched off here. Likely cause: a call within "
+            f"{role} needs gradients, and they are switched off here. Likely cause: a call within "
             "torch.no_grad() or torch.inference_mode(). Next: call it outside of that block."
         )
 
@@ -56,18 +59,50 @@ def check_agreement(model: Denoiser, process: SDE | None, predicts: str | None, 
             )
 
 
-def check_call(module: nn.Module, classes: int | None) -> None:
+def check_network(module: nn.Module, classes: int | None) -> None:
     """Raises TypeError for a network that cannot be called as net(x, t), with classes net(x, t, label)."""
-    call = ("x", "t") if classes is None else ("x", "t", "label")
-    try:
-        inspect.signature(module.forward).bind(*call)
-    except TypeError as error:
-        raise TypeError(
-            f"the network is called as net({', '.join(call)}), and {type(module).__name__} cannot be: "
-            f"{error}. Next: a forward of these arguments; sdekit.nets.MLP and UNet have one."
-        ) from None
-    except ValueError:  # no signature to be had, as of compiled modules
+    call: tuple[str, ...] = ("x", "t")
+    cause = "a network without a time, or of a label without an attribute classes"
+    if classes is not None:
+        call, cause = (*call, "label"), "a network that has an attribute classes and takes no label"
+    action = "a forward of these arguments; sdekit.nets.MLP and UNet have one"
+    check_call(module, call, "net", cause, action)
+
+
+def check_callback(callback: object) -> None:
+    """Raises TypeError for a callback that cannot be called as callback(step, report)."""
+    if callback is None:
         return
+    if isinstance(callback, type):
+        name = callback.__name__
+        raise TypeError(
+            f"callback must be a function (step, report), got the class {name}. Next: one of it, {name}(...)."
+        )
+    if not callable(callback):
+        raise TypeError(
+            f"callback must be a function (step, report), got {type(callback).__name__}. Next: one function "
+            f"that calls all of a list."
+        )
+    cause = "a callback of another library, or of `sample` and `solve`, which have three arguments"
+    check_call(
+        callback, ("step", "report"), "callback", cause, "def callback(step, report); report.loss and so on"
+    )
+
+
+def check_share(value: Any, name: str, below: bool = False) -> float:
+    """A number in [0, 1], or in [0, 1) if ``below``; 0 for None. Raises ValueError."""
+    if value is None or value is False:
+        return 0.0
+    try:
+        number = math.nan if isinstance(value, str | bool) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not (0 <= number < 1 or (number == 1 and not below)):
+        what, hint = "be a probability in [0, 1]", "0.1, or 0 for none"
+        if below:
+            what, hint = "lie in [0, 1)", "0.999, or 0 for the last weights"
+        raise ValueError(f"{name} must {what}, got {value!r}. Next: {hint}.")
+    return number
 
 
 def check_seed(seed: Any) -> int:

@@ -25,7 +25,7 @@ def as_data(data: Any, like: Tensor, name: str = "data") -> Tensor:
     x = check_state(data, name)
     if x.ndim < 2 or x.numel() == 0:
         what = "is empty" if x.numel() == 0 else "has no event axis"
-        hint = "check the loading" if x.numel() == 0 else f"{name}[:, None] for scalar samples"
+        hint = "check the loading" if x.numel() == 0 else f"{name.split()[-1]}[:, None] for scalar samples"
         raise ShapeError(
             f"{name} must have shape (N, *event), N samples of at least one element, got {tuple(x.shape)}, "
             f"which {what}. Next: {hint}."

@@ -24,6 +24,7 @@ from sdekit.errors import (
     check_count,
     check_positive,
 )
+from sdekit.matching.arguments import check_gradients, check_seed, check_share
 from sdekit.matching.average import averaged as _averaged
 from sdekit.matching.data import Batches, as_data, permutation
 from sdekit.matching.logs import progress_bar
@@ -153,7 +154,7 @@ def fit_energy(
     lr: float = 1e-3,
     warmup: int | None = None,
     clip: float | None = 1.0,
-    ema: float = 0.99,
+    ema: float | None = 0.999,
     chain_steps: int = 40,
     step_size: float = 0.01,
     capacity: int = 10_000,
@@ -187,15 +188,17 @@ def fit_energy(
     Raises
     ------
     ShapeError: energies that are not (B,), data that are empty or integer. NonFiniteError: NaN in the data, a
-    chain or the loss. ValueError: numbers out of range, an element that is constant over the data.
+    chain or the loss. ValueError: numbers out of range, an element that is constant over the data. TypeError:
+    a network that takes more than x. RuntimeError: gradients are switched off.
     """
     started = clock.perf_counter()
-    like = trainable(net)
+    check_gradients("fit_energy")
+    like = trainable(net, "fit_energy", "a network (B, *event) -> (B,)")
     steps, batch_size = check_count(steps, "steps"), check_count(batch_size, "batch_size")
     chain_steps = check_count(chain_steps, "chain_steps")
     lr, step_size = check_positive(lr, "lr"), check_positive(step_size, "step_size")
-    if not 0 <= ema < 1:
-        raise ValueError(f"ema must lie in [0, 1), got {ema}. Next: 0.99, or 0 for the last weights.")
+    clip = None if clip is None else check_positive(clip, "clip")
+    ema, seed = check_share(ema, "ema", below=True), check_seed(seed)
     warmup = min(500, steps // 20) if warmup is None else check_count(warmup, "warmup", 0)
     x = as_data(data, like)
     std = x.double().std(dim=0, correction=0).to(x)

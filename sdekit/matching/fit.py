@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,49 +12,21 @@ from torch import Tensor, nn
 from sdekit.errors import check_count, check_positive, unknown_name
 from sdekit.matching import arguments
 from sdekit.matching import resume as states
-from sdekit.matching.data import scales
-from sdekit.matching.labels import ClassDenoiser, classes_of
+from sdekit.matching.labels import classes_of
 from sdekit.matching.logs import StepReport
+from sdekit.matching.models import architecture, as_model
 from sdekit.matching.objectives import objective
 from sdekit.matching.optimisers import make_optimiser, trainable
 from sdekit.matching.rates import SCHEDULES, Schedule
+from sdekit.matching.result import FitResult
 from sdekit.matching.sources import open_data
 from sdekit.matching.stream import checksum
 from sdekit.matching.training import Training
 from sdekit.score.energy import Energy
 from sdekit.score.model import Denoiser
 from sdekit.sde.base import SDE
-from sdekit.sde.gaussian import GaussianDiffusion
 
 __all__ = ["FitResult", "fit"]
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What `fit` returns.
-
-    model: the score model, with the averaged weights, in evaluation mode: a `Denoiser` (a `ClassDenoiser` for
-    a network of classes); the network itself where there is no process with alpha(t) and sigma(t).
-    losses: (steps,) training loss of each step, a mean over batch and elements (1 = an eps network that
-    returns 0). held_out: (K,) loss of the averaged weights on the held-out data after the steps
-    ``held_out_steps`` (K,), always on the same times and noise; empty without held-out data. seconds: wall
-    time, that before a resumption included.
-    """
-
-    model: Any
-    losses: Tensor
-    held_out: Tensor
-    held_out_steps: Tensor
-    seconds: float
-    parameters: int = 0
-
-    def __repr__(self) -> str:
-        held = f", held-out {float(self.held_out[-1]):.4g}" if len(self.held_out) else ""
-        tail = self.losses[-max(len(self.losses) // 10, 1) :]
-        return (
-            f"FitResult({self.parameters:,} parameters, {len(self.losses)} steps, loss "
-            f"{float(tail.mean()):.4g}{held}, {self.seconds:.3g} s)"
-        )
 
 
 def fit(
@@ -181,12 +151,8 @@ def fit(
     arguments.check_process(process)
     seed, held_out = arguments.check_seed(seed), arguments.fraction(held_out)
     steps, batch_size = check_count(steps, "steps"), check_count(batch_size, "batch_size")
-    ema = 0.0 if ema is None else float(ema)
-    if not 0 <= ema < 1:
-        raise ValueError(f"ema must lie in [0, 1), got {ema}. Next: 0.999, or 0 for the last weights.")
-    drop_labels = float(drop_labels or 0)
-    if not 0 <= drop_labels <= 1:
-        raise ValueError(f"drop_labels must be a probability in [0, 1], got {drop_labels}.")
+    ema = arguments.check_share(ema, "ema", below=True)
+    drop_labels = arguments.check_share(drop_labels, "drop_labels")
     warmup = min(500, steps // 20) if warmup is None else check_count(warmup, "warmup", 0)
     every = max(steps // 10, 1) if check_every is None else check_count(check_every, "check_every")
     clip = None if clip is None else check_positive(clip, "clip")
@@ -196,8 +162,7 @@ def fit(
         raise ValueError(
             f"autocast must be torch.bfloat16 or None, got {autocast}. float16 needs scaled gradients."
         )
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be a function (step, report), got {type(callback).__name__}.")
+    arguments.check_callback(callback)
     path = arguments.run_path(checkpoint, resume)
     chosen = make_optimiser(module, lr, optimiser)
 
@@ -208,7 +173,7 @@ def fit(
         predicts = predicts or "flow"
     if isinstance(net, Energy) and process is not None:
         predicts = predicts or "score"  # what an energy's gradient is
-    model = _model(net, module, source.sample, process, predicts, time)
+    model = as_model(net, module, source.sample, process, predicts, time)
     if loss == "interpolant" and predicts is not None:
         options["predicts"] = predicts
     law = model.process if isinstance(model, Denoiser) else process
@@ -216,7 +181,7 @@ def fit(
     identity = {
         "data": source.fingerprint(),
         "held_out": held_out if held_out is None or isinstance(held_out, float) else checksum(*held),
-        "network": f"{type(module).__name__}, {_architecture(module)}",
+        "network": f"{type(module).__name__}, {architecture(module)}",
         "process": states.describe(law),
         "predicts": getattr(model, "predicts", None),
         "time": states.describe(getattr(model, "time", None)),
@@ -252,39 +217,3 @@ def fit(
         seconds=run.elapsed(),
         parameters=sum(p.numel() for p in module.parameters()),
     )
-
-
-def _model(
-    net: nn.Module | Denoiser,
-    module: nn.Module,
-    data: Tensor,
-    process: SDE | None,
-    predicts: str | None,
-    time: str | Callable[[Tensor], Tensor] | None,
-) -> Any:
-    """The Denoiser to train, with data_std and data_spread measured where they are not given; or the network
-    itself, where the process has no alpha(t) and sigma(t)."""
-    kind = Denoiser if classes_of(module) is None else ClassDenoiser
-    if isinstance(net, Denoiser):
-        arguments.check_agreement(net, process, predicts, time)
-        if net.data_std is None:
-            std, spread = scales(data)
-        else:
-            std, spread = net.data_std, net.data_spread or net.data_std
-        return kind(module, net.process, net.predicts, net.time, std, spread, net.network_dtype)
-    if isinstance(process, GaussianDiffusion):
-        arguments.check_call(module, classes_of(module))
-        return kind(module, process, predicts or "eps", time or "t", *scales(data))
-    if kind is ClassDenoiser:
-        raise TypeError(
-            "classes need a process with alpha(t) and sigma(t). Next: fit(net, data, sdekit.VP(), "
-            "labels=labels)."
-        )
-    return module
-
-
-def _architecture(module: nn.Module) -> str:
-    """A digest of the layers and of names and shapes of the state."""
-    layers = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(module))
-    shapes = [(k, tuple(v.shape), str(v.dtype)) for k, v in module.state_dict().items()]
-    return checksum(torch.tensor(list(f"{layers} {shapes}".encode()), dtype=torch.uint8))[:8]

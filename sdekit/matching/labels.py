@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from sdekit.errors import ShapeError, check_count
+from sdekit.errors import ShapeError, check_call, check_count
 from sdekit.noise import Philox, Purpose
 from sdekit.score.model import Denoiser
 
@@ -47,8 +47,12 @@ class ClassDenoiser(Denoiser):
     `sdekit.Denoiser`. `sdekit.fit` returns one where it is given labels; the model itself has learnt its
     part where labels were dropped in training.
 
-    Raises TypeError for a net without ``classes``. Ho and Salimans 2022 (arXiv:2207.12598), algorithm 1.
+    Raises TypeError for a net without ``classes``, and, where it is called without a class, for one whose
+    label has no default. Ho and Salimans 2022 (arXiv:2207.12598), algorithm 1.
     """
+
+    #: Whether the net is known to do without a label.
+    complete: bool = False
 
     def __init__(self, net: Any, *args: Any, **kwargs: Any) -> None:
         if classes_of(net) is None:
@@ -57,6 +61,19 @@ class ClassDenoiser(Denoiser):
                 f"{type(net).__name__} has none. Next: sdekit.nets.MLP(..., classes=10), or net.classes = 10."
             )
         super().__init__(net, *args, **kwargs)
+
+    @property
+    def network(self) -> Any:
+        """As of a `Denoiser`. Raises TypeError for a net that cannot be called without a label."""
+        if not self.complete:
+            cause = "a network of classes called without one, as the model itself is"
+            action = "the model of one class, model.given(0); or label=None in its forward, for no class"
+            check_call(self.net, ("x", "t"), "net", cause, action)
+            self.complete = True
+        return super().network
+
+    def _check_signature(self, net: Any) -> None:
+        check_call(net, ("x", "t", "label"), "net", "a network without a label", "forward(x, t, label=None)")
 
     @property
     def classes(self) -> int:
@@ -107,6 +124,7 @@ def classes_of(net: object) -> int | None:
 def as_labels(labels: object, count: int, classes: int, name: str = "labels") -> Int[Tensor, " N"]:
     """labels (N,) as int64 on the host. Raises ShapeError for floats or another length, ValueError for a
     label outside 0, ..., classes - 1."""
+    short = name.split()[-1]
     try:
         y = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -117,7 +135,7 @@ def as_labels(labels: object, count: int, classes: int, name: str = "labels") ->
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ShapeError(
             f"{name} must be whole numbers, got dtype {y.dtype}. Likely cause: one-hot vectors or targets "
-            f"of a regression. Next: {name}.argmax(dim=1), or {name}.long()."
+            f"of a regression. Next: {short}.argmax(dim=1), or {short}.long()."
         )
     if tuple(y.shape) != (count,):
         raise ShapeError(
@@ -130,7 +148,7 @@ def as_labels(labels: object, count: int, classes: int, name: str = "labels") ->
         raise ValueError(
             f"{name} must lie in 0, ..., {classes - 1}, got {int(y[bad[0]])} at sample {bad[0]} ({len(bad)} "
             f"of {count} outside). Likely cause: classes counted from 1, or a network made for fewer. Next: "
-            f"classes={int(y.max()) + 1} in the network, or {name} - 1."
+            f"classes={int(y.max()) + 1} in the network, or {short} - 1."
         )
     return y
 

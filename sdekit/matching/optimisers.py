@@ -16,19 +16,19 @@ RATE = 1e-3
 DTYPES = (torch.float32, torch.float64)
 
 
-def trainable(module: object) -> Tensor:
+def trainable(module: object, role: str = "fit", example: str = "sdekit.nets.MLP or UNet") -> Tensor:
     """The first trainable parameter: dtype and device of the training.
 
     Raises TypeError for anything but an nn.Module; ValueError for one without trainable parameters, with lazy
     ones, or with weights that are not float32 or float64.
     """
     if not isinstance(module, nn.Module):
-        got, hint = type(module).__name__, "sdekit.nets.MLP or UNet"
+        got, hint = type(module).__name__, example
         if isinstance(module, type):
             got, hint = f"the class {module.__name__}", f"{module.__name__}(...), a network made of it"
         elif hasattr(module, "model"):
             hint = "its model"
-        raise TypeError(f"fit trains an nn.Module, got {got}. Next: {hint}.")
+        raise TypeError(f"{role} trains an nn.Module, got {got}. Next: {hint}.")
     name = type(module).__name__
     if any(is_lazy(p) for p in module.parameters()):
         raise ValueError(

@@ -19,11 +19,19 @@ def rate(n: int, steps: int, warmup: int, schedule: Schedule) -> float:
     """Factor of the peak learning rate at step n: a linear rise over ``warmup`` steps, then the schedule.
 
     "cosine": (1 + cos(pi (n - warmup)/(steps - warmup)))/2; "constant": 1; a callable: its value at n, and
-    the rise multiplies it. Raises UnknownNameError; ValueError for a callable's value below 0 or not finite.
+    the rise multiplies it. Raises UnknownNameError; for a callable TypeError where its value is no number,
+    ValueError where it is below 0 or not finite.
     """
     rise = min(1.0, (n + 1) / (warmup + 1))
     if callable(schedule):
-        factor = float(schedule(n))
+        try:
+            factor = float(schedule(n))
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"schedule must be a function of the step that returns one number, a factor of the rate, and "
+                f"schedule({n}) failed: {error}. Likely cause: a scheduler of torch.optim. Next: lambda n: "
+                f"1.0, say."
+            ) from error
         if not 0 <= factor < math.inf:
             raise ValueError(f"schedule({n}) must be finite and >= 0, a factor of the rate, got {factor}.")
         return rise * factor

@@ -11,17 +11,35 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import cgutils
+from llvmlite import binding, ir  # type: ignore[import-untyped]
+from numba.core import cgutils, config
 
-__all__ = ["Lanes", "splat", "vectors"]
+__all__ = ["WIDTH", "Lanes", "splat", "vectors"]
 
-_INT32, _INT64, _FLOAT32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+def _width() -> int:
+    given: Any = config.CPU_FEATURES  # type: ignore[attr-defined]
+    try:
+        wide = "+avx2" in given if given is not None else binding.get_host_cpu_features().get("avx2", False)
+    except RuntimeError:  # the machine does not tell
+        wide = False
+    return 16 if wide else 4
+
+
+WIDTH = _width()
+"""Elements of 32 bits in a vector: four vectors of it, and what a formula keeps, should fit the registers."""
+
+_INT32, _INT64, _FLOAT32, _FLOAT64 = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
+_SAME_WIDTH = {_INT32: _FLOAT32, _FLOAT32: _INT32, _INT64: _FLOAT64, _FLOAT64: _INT64}
+_SUFFIX = {_FLOAT32: "f32", _FLOAT64: "f64"}
 _declare: Any = cgutils.get_or_insert_function
 
 
 class Lanes:
-    """int32, float32 or uint64 values side by side; operators take a Lanes of the same type or a number."""
+    """int32, uint64, float32 or float64 values side by side.
+
+    Operators take a number or a Lanes of the same element; one plain number counts for all lanes.
+    """
 
     def __init__(self, builder: Any, parts: list[Any]) -> None:
         self.builder, self.parts = builder, parts
@@ -31,28 +49,37 @@ class Lanes:
 
     def _element(self) -> Any:
         kind = self.parts[0].type
-        return kind.element if isinstance(kind, ir.VectorType) else kind
+        return kind.element if self._is_vector() else kind
+
+    def _is_vector(self) -> bool:
+        return isinstance(self.parts[0].type, ir.VectorType)
 
     def _of(self, element: Any) -> Any:
         kind = self.parts[0].type
-        return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
+        return ir.VectorType(element, kind.count) if self._is_vector() else element
 
     def _like(self, x: Any) -> list[Any]:
         """x, or a number in every lane."""
-        if isinstance(x, Lanes):
-            return x.parts
         kind, element = self.parts[0].type, self._element()
-        value = float(np.float32(x)) if element == _FLOAT32 else int(x)
+        if isinstance(x, Lanes):
+            if x._is_vector() or not self._is_vector():
+                return x.parts
+            return splat(self.builder, x.parts[0], [[0] * kind.count]).parts * len(self.parts)
+        value: float = int(x)
+        if element in _SUFFIX:
+            value = float(np.float32(x)) if element == _FLOAT32 else float(x)
         constant = ir.Constant(element, value)
-        if isinstance(kind, ir.VectorType):
+        if self._is_vector():
             constant = ir.Constant(kind, [constant] * kind.count)
         return [constant] * len(self.parts)
 
     def _each(self, emit: Callable[..., Any], *others: Any) -> Lanes:
-        return self._make([emit(*x) for x in zip(self.parts, *map(self._like, others), strict=True)])
+        widest = max((x for x in (self, *others) if isinstance(x, Lanes)), key=Lanes._is_vector)
+        columns = (widest._like(x) for x in (self, *others))
+        return self._make([emit(*x) for x in zip(*columns, strict=True)])
 
     def _arithmetic(self, of_integers: str, of_reals: str, x: Any) -> Lanes:
-        name = of_reals if self._element() == _FLOAT32 else of_integers
+        name = of_reals if self._element() in _SUFFIX else of_integers
         return self._each(getattr(self.builder, name), x)
 
     def __add__(self, x: Any) -> Lanes:
@@ -76,19 +103,30 @@ class Lanes:
     def __lshift__(self, x: int) -> Lanes:
         return self._each(self.builder.shl, x)
 
-    def __rshift__(self, x: int) -> Lanes:
+    def __rshift__(self, x: Any) -> Lanes:
         """Arithmetic of int32, logical of uint64."""
         return self._each(self.builder.lshr if self._element() == _INT64 else self.builder.ashr, x)
 
     def bits(self) -> Lanes:
-        """The same bits as float32 or int32."""
-        kind = self._of(_INT32 if self._element() == _FLOAT32 else _FLOAT32)
+        """The same bits as an integer or a real number of the same width."""
+        kind = self._of(_SAME_WIDTH[self._element()])
         return self._make([self.builder.bitcast(x, kind) for x in self.parts])
 
     def real(self) -> Lanes:
         """int32 to float32."""
         kind = self._of(_FLOAT32)
         return self._make([self.builder.sitofp(x, kind) for x in self.parts])
+
+    def double(self, *, signed: bool = True) -> Lanes:
+        """int32, or its bits as uint32, to float64."""
+        kind = self._of(_FLOAT64)
+        convert = self.builder.sitofp if signed else self.builder.uitofp
+        return self._make([convert(x, kind) for x in self.parts])
+
+    def low(self) -> Lanes:
+        """The lower halves of uint64, as int32."""
+        kind = self._of(_INT32)
+        return self._make([self.builder.trunc(x, kind) for x in self.parts])
 
     def below(self, x: int) -> Lanes:
         """self < x of int32."""
@@ -107,30 +145,33 @@ class Lanes:
         yes, no = like._like(true), like._like(false)
         return self._make([self.builder.select(*x) for x in zip(self.parts, yes, no, strict=True)])
 
+    def negative_where(self, condition: Lanes) -> Lanes:
+        return condition.where(self._make([self.builder.fneg(x) for x in self.parts]), self)
+
     def sqrt(self) -> Lanes:
-        kind = self.parts[0].type
-        suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
+        kind, suffix = self.parts[0].type, _SUFFIX[self._element()]
+        suffix = f"v{kind.count}{suffix}" if self._is_vector() else suffix
         root = _declare(self.builder.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.{suffix}")
         return self._make([self.builder.call(root, [x]) for x in self.parts])
 
-    def low_halves(self) -> Lanes:
-        """Of two vectors of uint64, the low halves as int32: lane i of the first, then of the second."""
+    def halves(self, upper: bool) -> Lanes:
+        """Of each two vectors of uint64 the halves as int32: the lanes of the first, then of the second."""
         count = self.parts[0].type.count
         kind = ir.VectorType(_INT32, 2 * count)
         words = [self.builder.bitcast(x, kind) for x in self.parts]
-        order = [i + 2 * count * second for i in range(0, 2 * count, 2) for second in (0, 1)]
-        mask = ir.Constant(kind, [ir.Constant(_INT32, i) for i in order])
-        return self._make([self.builder.shuffle_vector(*words, mask)])
+        mask = ir.Constant(kind, [ir.Constant(_INT32, i) for i in range(int(upper), 4 * count, 2)])
+        pairs = zip(words[::2], words[1::2], strict=True)
+        return self._make([self.builder.shuffle_vector(a, b, mask) for a, b in pairs])
 
     def store(self, pointer: Any) -> None:
-        """One vector behind the other, from a pointer on that is aligned to 4 bytes."""
+        """One vector behind the other, from a pointer on that is aligned to one element."""
         for i, x in enumerate(self.parts):
             at = self.builder.gep(pointer, [ir.Constant(_INT64, i * x.type.count)])
             self.builder.store(x, self.builder.bitcast(at, x.type.as_pointer())).align = 4
 
 
 def vectors(builder: Any, pointer: Any, width: int, parts: int) -> Lanes:
-    """``parts`` vectors of ``width`` elements from a pointer on that is aligned to 4 bytes."""
+    """``parts`` vectors of ``width`` elements from a pointer on that is aligned to one element."""
     kind = ir.VectorType(pointer.type.pointee, width)
     found = []
     for i in range(parts):
@@ -141,10 +182,12 @@ def vectors(builder: Any, pointer: Any, width: int, parts: int) -> Lanes:
 
 
 def splat(builder: Any, x: Any, steps: Sequence[Sequence[int]]) -> Lanes:
-    """x + steps[i][j], a uint64, in lane j of part i."""
+    """x + steps[i][j], an integer or with all steps 0 any number, in lane j of part i."""
     kind = ir.VectorType(x.type, len(steps[0]))
     nothing = ir.Constant(kind, ir.Undefined)
     one = builder.insert_element(nothing, x, ir.Constant(_INT32, 0))
     all_same = builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(_INT32, kind.count), None))
+    if not any(map(any, steps)):
+        return Lanes(builder, [all_same] * len(steps))
     parts = [ir.Constant(kind, [ir.Constant(x.type, s) for s in step]) for step in steps]
     return Lanes(builder, [builder.add(all_same, step) for step in parts])

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sdekit.noise import philox
 from sdekit.noise._jit import inline, load, offset, pointer, scratch, store
-from sdekit.noise._normals import HALF_WORD, MASK, lane_normals, lane_words, pair32, pair64, row_words, words
+from sdekit.noise._normals import HALF_WORD, MASK, lane_normals, lane_words, pair32, pair64, row_words
 
 __all__ = ["PARALLEL_BYTES", "checked", "cut", "fill", "fill_blocks"]
 
@@ -147,10 +147,11 @@ def fill64(
 @inline
 def _blocks(pair: Any, zero: Any, out: Any, ids: Any, event: Any, rows: Any, blocks: Any, key: Any) -> None:
     word, buffer = scratch(128, _INT32), scratch(128, zero)
-    low, high = scratch(32, _UINT64), scratch(32, _UINT64)
+    low, high, lane = scratch(32, _UINT64), scratch(32, _UINT64), scratch(32, _INT64)
     for j in range(32):
         store(low, j, _UINT64)
         store(high, j, _UINT64)
+        store(lane, j, 0)
     first, count = blocks
     k0, k1 = _U(key[0]), _U(key[1])
     for b in range(count):
@@ -161,12 +162,7 @@ def _blocks(pair: Any, zero: Any, out: Any, ids: Any, event: Any, rows: Any, blo
                 sample = _U(load(ids, row + j))
                 store(low, j, sample & MASK)
                 store(high, j, sample >> HALF_WORD)
-            for j in range(32):
-                w0, w1, w2, w3 = words(c0, _UINT64, load(low, j), load(high, j), k0, k1)
-                store(word, j, _I(w0))
-                store(word, j + 32, _I(w1))
-                store(word, j + 64, _I(w2))
-                store(word, j + 96, _I(w3))
+            lane_words(word, low, high, lane, (c0, _UINT64), (k0, k1), 32)
             lane_normals(pair, word, buffer, 32, (0, 2))
             for w in range(4):
                 draw, element = (w, 0) if event == 1 else (w // 2, w % 2)

@@ -18,6 +18,7 @@ from sdekit.errors import (
     check_first_id,
     check_not_negative,
     check_state,
+    unknown_name,
 )
 from sdekit.kernels import BACKENDS
 from sdekit.noise import BrownianTree, Noise, Philox, Recorded, as_noise
@@ -181,7 +182,7 @@ def _check_options(
             f"predicts=...) for a network, target.denoiser(process) for a closed-form law."
         )
     if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend must be 'auto', 'eager', 'numba' or 'triton', got {backend!r}.")
+        raise unknown_name("backend", backend, ("auto", *BACKENDS))
     if isinstance(batch, str) and batch != "auto":
         raise ValueError(f"batch_size must be a number of rows, 'auto' or None, got {batch!r}.")
     if save not in (None, "all"):

@@ -12,6 +12,7 @@ from sdekit._typing import State
 from sdekit.errors import (
     ShapeError,
     check_argument_order,
+    check_call,
     check_count,
     check_output,
     check_state,
@@ -38,7 +39,7 @@ class Energy(nn.Module):
 
     Raises ArgumentOrderError for ``net(t, x)``; ShapeError, when called, for a net that returns anything but
     (B,), a vector in particular: that is a score already, and needs no `Energy`; ValueError for a net that
-    changes x in place.
+    changes x in place; TypeError for a net of (x, t) called without a time, and one of x called with it.
 
     LeCun et al. 2006, A tutorial on energy-based learning, section 1.
     """
@@ -52,7 +53,15 @@ class Energy(nn.Module):
 
     def energy(self, x: State, t: Tensor | None = None) -> Float[Tensor, " B"]:
         """E(x, t), (B,)."""
-        value = out_of_place(lambda y: self.net(y) if t is None else self.net(y, t), x, "an energy")
+        call = ("x",) if t is None else ("x", "t")
+        try:
+            value = out_of_place(lambda y: self.net(y) if t is None else self.net(y, t), x, "an energy")
+        except TypeError:
+            cause, action = "a network with a time, and no time given", "energy(x, t); or a net of x alone"
+            if t is not None:
+                cause, action = "a network without a time", "energy(x), or lambda x, t: net(x)"
+            check_call(self.net, call, "an energy's net", cause, action)
+            raise
         if not isinstance(value, Tensor) or value.shape != x.shape[:1] or not value.is_floating_point():
             raise ShapeError(_no_scalar(value, x))
         return value

@@ -13,6 +13,7 @@ from sdekit.errors import (
     ShapeError,
     changed_in_place,
     check_argument_order,
+    check_call,
     check_output,
     check_positive,
     check_state_time,
@@ -95,6 +96,7 @@ class Denoiser:
         if not callable(net):
             raise TypeError(f"net must be callable as net(x, t), got {type(net).__name__}.")
         check_argument_order(net, "net")
+        self._check_signature(net)
         if not isinstance(process, GaussianDiffusion):
             raise TypeError(
                 f"process must be a GaussianDiffusion (VP, SubVP, VE, Cosine, EDM, RectifiedFlow, "
@@ -132,6 +134,13 @@ class Denoiser:
         )
         #: (data_std, data_spread) per event shape, found by a pilot run where data_std is unknown.
         self.measured: dict[tuple[int, ...], tuple[float, float]] = {}
+
+    def _check_signature(self, net: Field) -> None:
+        cause, action = "a network without a time, or of more than x and t", "lambda x, t: net(x), say"
+        if getattr(net, "classes", None) is not None:
+            cause = "a network of classes, whose label has no default"
+            action = "sdekit.matching.ClassDenoiser(net, process).given(0), the model of one class"
+        check_call(net, ("x", "t"), "net", cause, action)
 
     @property
     def network(self) -> Field:

@@ -45,7 +45,7 @@ def as_tensor(value: object, name: str) -> Tensor:
     if not tensor.is_floating_point():
         raise ShapeError(
             f"{name} must be floating, got dtype {tensor.dtype}. Likely cause: integer step indices. "
-            f"Next: {name}.double()."
+            f"Next: {name.split()[-1]}.double()."
         )
     return tensor
 

@@ -424,10 +424,10 @@ def test_a_plan_keeps_what_it_was_given():
 def test_the_benchmark_keeps_its_plans(tmp_path, monkeypatch):
     """A problem is calibrated once; its figures are those of the plan that is kept, from unseen starts."""
     pytest.importorskip("sklearn")
-    from benchmarks import _cache, accuracy, calibrated
+    from benchmarks import _cache, _cells, calibrated
 
     monkeypatch.setattr(_cache, "CACHE", tmp_path)
-    accuracy.loaded.cache_clear()
+    _cells.loaded.cache_clear()
     try:
         name = "gaussian 1/k d=64, EDM"
         found = calibrated.one(name, 4)
@@ -435,7 +435,7 @@ def test_the_benchmark_keeps_its_plans(tmp_path, monkeypatch):
         assert calibrated.one(name, 4) == found
         default = calibrated._default(name, 4)
     finally:
-        accuracy.loaded.cache_clear()
+        _cells.loaded.cache_clear()
     assert found["median"] < 0.5 * default
     assert found["nfe"] == 4
     assert found["rows"] == 16 * found["evaluations"]

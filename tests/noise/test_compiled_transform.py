@@ -100,3 +100,55 @@ def test_words_of_a_tile(compiled: Any, sample: int, first: int) -> None:
     wanted = philox.philox4x32((block, draw, sample & philox.MASK, sample >> 32), key)
     assert out[128] == -1
     assert np.array_equal(out[:128].view(np.uint32), torch.cat(wanted).numpy().astype(np.uint32))
+
+
+@pytest.mark.parametrize("count", [16, 32])
+def test_words_of_lanes(count: int) -> None:
+    """Blocks of many samples side by side, those from ``count`` on left alone."""
+    from sdekit.noise import _normals
+    from sdekit.noise._jit import pointer
+
+    word, whole, wide, rows = np.int32(0), np.int64(0), np.uint64(0), _normals.lane_words
+
+    @numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
+    def words(out: int, low: int, high: int, lane: int, first: int, draw: int, k0: int, k1: int) -> None:
+        key = (np.uint64(k0), np.uint64(k1))
+        samples = pointer(low, wide), pointer(high, wide)
+        rows(pointer(out, word), *samples, pointer(lane, whole), (first, np.uint64(draw)), key, count)
+
+    key, draw, first = philox.derive_key(3, 1), 2**32 - 5, 2**31 - 7
+    random = np.random.default_rng(1)
+    low, high = random.integers(0, 2**32, (2, 32), dtype=np.uint64)
+    lane, out = random.integers(0, 99, 32), np.full(128, -1, dtype=np.int32)
+    words(out.ctypes.data, low.ctypes.data, high.ctypes.data, lane.ctypes.data, first, draw, *key)
+    counter = (*(torch.from_numpy(x.astype(np.int64)) for x in (first + lane, low, high)),)
+    wanted = torch.stack(philox.philox4x32((counter[0], draw, *counter[1:]), key)).numpy().astype(np.uint32)
+    assert np.array_equal(out.reshape(4, 32)[:, :count].view(np.uint32), wanted[:, :count])
+    assert (out.reshape(4, 32)[:, count:] == -1).all()
+
+
+@pytest.mark.parametrize("step", [32, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normals_of_blocks(dtype: torch.dtype, step: int) -> None:
+    from sdekit.noise import _box_muller
+    from sdekit.noise._jit import offset, pointer
+
+    word, zero, normals = (
+        np.int32(0),
+        np.zeros(1, str(dtype).removeprefix("torch."))[0],
+        _box_muller.normals_of_32,
+    )
+
+    @numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
+    def run(words: int, out: int) -> None:
+        z = pointer(out, zero)
+        normals(pointer(words, word), step, z, offset(z, 40), offset(z, 80), offset(z, 120))
+
+    words = hard_words(5)[-4 * step :]
+    out = torch.full((4, 40), 9.0, dtype=dtype)
+    given = words.numpy().astype(np.uint32)
+    run(given.ctypes.data, out.data_ptr())
+    a, b, c, d = words.reshape(4, step)[:, :32]
+    wanted = torch.stack([*philox.box_muller(a, b, dtype), *philox.box_muller(c, d, dtype)])
+    assert torch.equal(out[:, :32], wanted)
+    assert (out[:, 32:] == 9).all()

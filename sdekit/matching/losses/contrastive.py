@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdekit._typing import State
-from sdekit.errors import ShapeError, check_not_negative, check_state, out_of_place
+from sdekit.errors import ShapeError, check_call, check_not_negative, check_state, out_of_place
 from sdekit.score.energy import Energy
 
 __all__ = ["EnergyFn", "contrastive_divergence", "energies"]
@@ -53,7 +53,12 @@ def energies(energy: EnergyFn, x: Tensor) -> Tensor:
     an energy that changes x in place."""
     if not callable(energy):
         raise TypeError(f"energy must be callable as energy(x), got {type(energy).__name__}.")
-    out = energy.energy(x) if isinstance(energy, Energy) else out_of_place(energy, x, "energy")
+    try:
+        out = energy.energy(x) if isinstance(energy, Energy) else out_of_place(energy, x, "energy")
+    except TypeError:
+        cause, action = "a score, or a network with a time", "an energy of x alone, (B, *event) -> (B,)"
+        check_call(energy, ("x",), "energy", cause, action)
+        raise
     if not isinstance(out, Tensor) or out.shape != x.shape[:1] or not out.is_floating_point():
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ShapeError(

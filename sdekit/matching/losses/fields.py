@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from sdekit._typing import Number
-from sdekit.errors import ShapeError, check_argument_order, check_output, out_of_place, unknown_name
+from sdekit.errors import (
+    ShapeError,
+    check_argument_order,
+    check_call,
+    check_output,
+    out_of_place,
+    unknown_name,
+)
 from sdekit.noise import Noise, Philox, Purpose, as_noise
 from sdekit.score.model import Denoiser
 from sdekit.sde.rows import flat, over_event
@@ -36,12 +43,27 @@ def at_time(score: Score, x: Tensor, t: Number | None, kind: str = "score") -> C
     if not callable(score):
         raise TypeError(f"{kind} must be a callable (x, t) or (x), got {type(score).__name__}.")
     if t is None:
-        return lambda y: _checked(out_of_place(score, y, kind), y, kind)
+        return lambda y: _checked(out_of_place(lambda z: _called(score, (z,), kind), y, kind), y, kind)
     check_argument_order(score, kind)
     time = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     if time.ndim and time.shape != x.shape[:1]:
         raise ShapeError(f"t must be a number or have shape ({x.shape[0]},), got {tuple(time.shape)}.")
-    return lambda y: _checked(out_of_place(lambda z: score(z, time.expand(len(z))), y, kind), y, kind)
+    return lambda y: _checked(
+        out_of_place(lambda z: _called(score, (z, time.expand(len(z))), kind), y, kind), y, kind
+    )
+
+
+def _called(score: Callable[..., Tensor], given: tuple[Tensor, ...], kind: str) -> Tensor:
+    """score(*given). Raises TypeError where it does not take them."""
+    try:
+        return score(*given)
+    except TypeError:
+        cause, action = "a network without a time", "lambda x, t: net(x)"
+        if len(given) == 1:
+            cause = "a network with a time, at data without one"
+            action = "t=..., the time it is meant for, or a network of x alone"
+        check_call(score, ("x", "t")[: len(given)], kind, cause, action)
+        raise
 
 
 def _checked(out: object, x: Tensor, kind: str) -> Tensor:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["PIECE", "Prepared", "each_piece", "integrate", "node_of"]
 
 PIECE = 4096
-"""Paths that a thread takes at a time."""
+"""Paths that a thread takes at a time, or a 64th of them where that is more."""
 KEPT = 64
 """Kernels, each with its numbers, that a system remembers."""
 NO_NODES = torch.empty(0, dtype=torch.int64)
@@ -208,12 +208,12 @@ def integrate(p: Problem) -> Outcome:
 
     report = p.report
     bar = None if report is None else (lambda part: report(0, p.t0 + part * (p.t1 - p.t0), p.x0))
-    each_piece(len(start), PIECE, work, bar)
+    each_piece(len(start), max(PIECE, len(start) // PIECE * 64), work, bar)
     steps = grid.size - 1
     p.system.calls += steps * prepared.drifts
     status = np.full(len(end), int(Status.OK))
     failed, failed_at, cause = np.full(len(end), -1), np.full(len(end), np.nan), ""
-    if not np.isfinite(end.numpy()).all():
+    if end.numel() and not torch.isfinite(torch.stack(end.aminmax())).all():  # both are NaN where one is
         good = finite_rows(end).numpy()
         failed, cause = _locate(p, prepared, start, good)
         status[~good], failed_at[~good] = Status.NON_FINITE, grid[failed[~good] + 1]

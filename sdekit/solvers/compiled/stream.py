@@ -1,4 +1,4 @@
-"""Philox's words for 64 paths at a time, without what does not change from block to block of a path.
+"""Philox's words for the paths of an ensemble, without what does not change from block to block of a path.
 
 With the counter (c0, c1, low, high) of a path, of which 64 paths share ``high`` and c0, c1 at a time, and
 h(x), l(x) the halves of a product, the first two rounds give
@@ -14,20 +14,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import types
 
-from sdekit.noise._jit import inline, intrinsic
-from sdekit.noise._normals import HALF_WORD, M0, M1, MASK, W0, W1, _round
+from sdekit.noise._jit import inline, intrinsic, load, store
+from sdekit.noise._lanes import Lanes, vectors
+from sdekit.noise._normals import HALF, HALF_WORD, M0, M1, MASK, W0, W1, rounds
 
-__all__ = ["common", "halves", "later", "product_0", "product_1", "together"]
+__all__ = ["alike", "product_0", "products", "words_of_32"]
 
-_K0, _K1 = (W0 + W0) & MASK, (W1 + W1) & MASK
-
-
-@inline
-def product_1(low: Any) -> Any:
-    """M1 low, uint64."""
-    return low * M1
+_U = np.uint64
 
 
 @inline
@@ -37,38 +33,46 @@ def product_0(q: Any, c1: Any, k0: Any) -> Any:
 
 
 @inline
-def common(c0: Any, high: Any, k0: Any, k1: Any) -> Any:
-    """What the paths share after two rounds: words a and c to be combined with theirs, and word b."""
-    p = (c0 & MASK) * M0
-    s = (((p >> HALF_WORD) ^ high ^ k1) & MASK) * M1
-    return (s >> HALF_WORD) ^ ((k0 + W0) & MASK), s, (p & MASK) ^ ((k1 + W1) & MASK)
+def alike(ids: Any, count: Any) -> Any:
+    """How many of ``count`` <= 64 ids, from the first on, have its upper half."""
+    high, other = _U(load(ids, 0)) >> HALF_WORD, _U(0)
+    for p in range(count):
+        other |= (_U(load(ids, p)) >> HALF_WORD) ^ high
+    if other == _U(0):
+        return count
+    used = 1
+    while _U(load(ids, used)) >> HALF_WORD == high:
+        used += 1
+    return used
 
 
 @inline
-def later(shared: Any, q: Any, p: Any, k0: Any, k1: Any) -> Any:
-    """The four words, from q = M1 low and p = M0 a."""
-    a, b, c = shared
-    a, c, d = a ^ q, c ^ (p >> HALF_WORD), p
-    k, m = (k0 + _K0) & MASK, (k1 + _K1) & MASK
-    for _ in range(7):
-        a, b, c, d = _round(a, b, c, d, k, m)
-        k, m = (k + W0) & MASK, (m + W1) & MASK
-    return _round(a, b, c, d, k, m)
-
-
-@inline
-def together(a: Any, b: Any) -> Any:
-    """The low halves of two uint64 in one: a's below."""
-    return (a & MASK) | (b << HALF_WORD)
+def products(ids: Any, used: Any, q: Any, p: Any, k0: Any) -> None:
+    """M1 low and, with c1 = 0, M0 a of 64 paths, those from ``used`` on the first's."""
+    for j in range(used):
+        store(q, j, (_U(load(ids, j)) & MASK) * M1)
+    for j in range(used, 64):
+        store(q, j, (_U(load(ids, 0)) & MASK) * M1)
+    for j in range(64):
+        store(p, j, product_0(load(q, j), _U(0), k0))
 
 
 @intrinsic
-def halves(typing: Any, p: Any) -> Any:
-    """A pointer to uint64 as one to int32, twice as many."""
-    pointer: Any = types.CPointer
-    to = pointer(types.int32)
+def words_of_32(typing: Any, word: Any, q: Any, p: Any, c0: Any, high: Any, k0: Any, k1: Any) -> Any:
+    """The words of 32 paths from their q = M1 low and p = M0 a: word w of path j at word[64 w + j]."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(to))
+        block, upper, *key = (Lanes(builder, [x]) for x in args[3:])
+        t = (block & MASK) * M0
+        s = (((t >> HALF_WORD) ^ upper ^ key[1]) & MASK) * M1
+        k, m = ((x + w) & MASK for x, w in zip(key, (W0, W1), strict=True))
+        for start in range(0, 32, 4 * HALF):
+            at = [builder.gep(x, [args[3].type(start)]) for x in args[1:3]]
+            path, own = (vectors(builder, x, HALF, 4) for x in at)
+            counter = (s >> HALF_WORD) ^ k ^ path, s, (own >> HALF_WORD) ^ (t ^ m), own
+            for i, x in enumerate(rounds(*counter, key, 2)):
+                x.store(builder.gep(args[0], [args[3].type(64 * i + start)]))
+        return context.get_dummy_value()
 
-    return to(p), emit
+    u = types.uint64
+    return types.void(word, q, p, u, u, u, u), emit
