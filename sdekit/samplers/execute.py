@@ -52,7 +52,7 @@ class Program:
         self.plan = plan
         self._weights: dict[torch.dtype, list[list[Tensor]]] = {}
         self._networks: dict[Any, tuple[dict[int, float], bool]] = {}
-        #: What `sdekit.samplers.fused` has made of the program, by kind of state.
+        #: What `sdekit.samplers.records` has made of the program, by kind of state.
         self.bound: dict[Any, Any] = {}
         last: dict[str, int] = {}
         last_draw: dict[int, int] = {}

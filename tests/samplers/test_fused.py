@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 import sdekit as sk
 from sdekit.errors import CapabilityError, ShapeError
 from sdekit.noise import Noise
-from sdekit.samplers import fused as module
+from sdekit.samplers import records as module
 from sdekit.samplers.buffers import SPARES, Memory
 from sdekit.samplers.execute import execute, prepare
-from sdekit.samplers.fused import bind
 from sdekit.samplers.liveness import is_buffer, layout
 from sdekit.samplers.operations import register
 from sdekit.samplers.plan import Apply, Combine, Evaluate
+from sdekit.samplers.records import bind
 from tests.samplers.problems import NAMES
 
 VP = sk.VP()
