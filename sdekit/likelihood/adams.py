@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit.likelihood.hindsight import Record
 from sdekit.solvers.base import Attempt, Carry, EmbeddedSolver, Interval
 from sdekit.solvers.control import Controller, error_norm
 from sdekit.solvers.rows import finite_rows
@@ -41,7 +42,7 @@ STRICT = 5.0
 """How much less than the tolerance a step may err, since errors of many steps add up."""
 SAFETY = 0.2
 """The error aimed at, in units of the error allowed."""
-START = 0.2
+START = 0.05
 """The first step is (rtol + atol)^(1/5), at most this part of the span."""
 FIRST = 3
 """J of the first step; no later one goes below 2."""
@@ -70,9 +71,10 @@ class Adams(EmbeddedSolver):
     """The method above on states (y, l_1, ..., l_K, row) of `sdekit.likelihood.flow.Flow`.
 
     Errors of y (``size`` elements) count by `error_norm`; those of the ``probes`` log-determinants over
-    sqrt(D), whose origin is arbitrary, in units of 2 (atol + rtol). Between steps it keeps the slopes (B, W)
-    at K nodes, newest first, the nodes (B, K), and how many there are, J and the terms of the last
-    step (B, 2 + K).
+    sqrt(D), whose origin is arbitrary, in units of ``allowed``. With a ``record``, good steps are kept for a
+    second look, which mends the log-determinant more than y: there ``allowed`` is twice as much. Between
+    steps it keeps the slopes (B, W) at K nodes, newest first, the nodes (B, K), and how many there are, J
+    and the terms of the last step (B, 2 + K).
     """
 
     size: int = 1
@@ -81,12 +83,18 @@ class Adams(EmbeddedSolver):
     atol: float = 1e-5
     controller: Controller = field(default_factory=_Decoded)
     compact: bool = False
+    record: Record | None = None
 
     name = "adams"
     kind = "ode"
     error_order = 5.0
     nodes = (0.0, 1.0)
     reference = "Hairer, Norsett and Wanner 1993, III.5"
+
+    @property
+    def allowed(self) -> float:
+        """Of the log-determinant over sqrt(D) to a step: 2 (rtol + atol), with a record 4."""
+        return (2.0 if self.record is None else 4.0) * (self.rtol + self.atol)
 
     def bound(self, rtol: float, atol: float) -> Adams:
         return replace(self, rtol=rtol / STRICT, atol=atol / STRICT)
@@ -106,6 +114,8 @@ class Adams(EmbeddedSolver):
         notes[:, 0] = torch.where(both, 2.0, 1.0)
         notes[:, 1] = FIRST
         none = torch.zeros_like(slope)
+        if self.record is not None:
+            self.record.add(torch.ones_like(both), notes[:, 0] * 0 + t, x, slope, none, none)
         mirror = torch.where(both[:, None], -slope, none)
         return (slope, mirror, *(none for _ in range(NODES - 2)), nodes, notes)
 
@@ -123,7 +133,8 @@ class Adams(EmbeddedSolver):
         differences = _divided(slopes, nodes)
         degree = torch.minimum(wanted, count - 1)
         x1 = x + _weighted(g * (degrees <= degree[:, None]), differences)
-        slopes = [slopes[0] + system.system.response(x1 - ahead), *slopes[1:]]
+        moved = system.system.response(x1 - ahead)
+        slopes = [slopes[0] + moved, *slopes[1:]]
         with torch.no_grad():
             terms = self._terms(x, x1, g, differences)
             known = degrees < count[:, None]
@@ -137,6 +148,8 @@ class Adams(EmbeddedSolver):
             code = torch.where(good, 1 / (1 + ratio), 1 / ratio)
             code = torch.where(torch.isfinite(error) & finite_rows(x1), code, torch.inf)
             notes = torch.cat([count[:, None], later[:, None], torch.where(known, terms, 0.0)], dim=1)
+        if self.record is not None:
+            self.record.add(good & (h != 0), b, x1, slopes[0], x1 - ahead, moved)
         return Attempt(x1, (*slopes, nodes, notes), code[:, None], ())
 
     def norm(self, x: Tensor, h: Any, attempt: Attempt, rtol: float, atol: float) -> Tensor:
@@ -150,7 +163,7 @@ class Adams(EmbeddedSolver):
         for j, difference in enumerate(differences):
             term = difference * g[:, j : j + 1]
             flow = error_norm(term[:, y], x[:, y], x1[:, y], self.rtol, self.atol)
-            trace = error_norm(term[:, change], x[:, change], x1[:, change], 0.0, 2 * (self.rtol + self.atol))
+            trace = error_norm(term[:, change], x[:, change], x1[:, change], 0.0, self.allowed)
             norms.append(torch.maximum(flow, trace))
         return torch.stack(norms, dim=1)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdekit.errors import NonFiniteError, ShapeError, SolveError, check_state
+from sdekit.errors import EndpointError, NonFiniteError, ShapeError, SolveError, check_state
 from sdekit.likelihood.trace import check_densities
 from sdekit.score.model import Denoiser
 from sdekit.solution import Solution, Status
 
-__all__ = ["calling_dtype", "check_arrived", "check_data", "prior_density"]
+__all__ = ["calling_dtype", "check_arrived", "check_data", "check_law", "ends_inside", "prior_density"]
 
 
 def calling_dtype(model: Denoiser, x: Tensor) -> torch.dtype:
@@ -45,6 +47,30 @@ def check_data(x: Any) -> Tensor:
     if math.prod(state.shape[1:]) == 0:
         raise ShapeError(f"x must have at least one element a sample, got shape {tuple(state.shape)}.")
     return state
+
+
+def check_law(prior: Any, otherwise: str = "") -> None:
+    """A law at t_max must have ``log_prob``. Raises TypeError."""
+    if not callable(getattr(prior, "log_prob", None)):
+        raise TypeError(
+            f"prior must have log_prob(x), got {type(prior).__name__}. Next: "
+            f"target.marginal(process, process.t_max){otherwise}."
+        )
+
+
+@contextlib.contextmanager
+def ends_inside(t_min: float, sigma: float) -> Iterator[None]:
+    """EndpointError of a flow that begins without noise, sigma(t_min) = 0, names t_min."""
+    try:
+        yield
+    except EndpointError as error:
+        if sigma > 0:
+            raise
+        raise EndpointError(
+            f"the flow cannot begin at t_min = {t_min:g}: {str(error).split(' Likely cause')[0]} "
+            f"Likely cause: no noise is left there, and the network's prediction does not say what the flow "
+            f"needs. Next: t_min=1e-5, with end='clean' for the density of the data."
+        ) from error
 
 
 def prior_density(prior: Any, x: Tensor) -> Tensor:

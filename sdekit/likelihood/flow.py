@@ -121,7 +121,7 @@ class Flow(ODE):
             c = self.coordinates
             return flat(prediction(c.model, "F", state, node, self.dtype, c.s))
 
-        value, traces = self.trace(field, x[:, : self.size], (x[:, -1].detach() / ROW).to(torch.int64))
+        value, traces = self.trace(field, x[:, : self.size], self.row(x))
         w = self.weight = -weight[:, None]
         slope = torch.cat(
             [value * w, traces * (w / math.sqrt(self.size)), torch.zeros_like(x[:, -1:])], dim=1
@@ -139,6 +139,19 @@ class Flow(ODE):
             return torch.zeros_like(change)
         moved = fold(rows * change[:, : self.size]).mT * self.weight
         return torch.cat([moved, torch.zeros_like(change[:, self.size :])], dim=1)
+
+    def score(self, state: Tensor, slope: Tensor, u: Tensor) -> Tensor:
+        """Gradient in y of the log-density, (B, D), where the last call, at u (B,), gave these slopes.
+
+        -N eps/sigma = F cot(phi) - y; 0 in place of F cot(phi) at u = 0.
+        """
+        turns = torch.where(u == 0, 0.0, 1 / (self.weight[:, 0] * KNEE * torch.tan(u)))
+        return slope[:, : self.size] * turns[:, None] - state[:, : self.size]
+
+    @staticmethod
+    def row(state: Tensor) -> Tensor:
+        """Which rows of the run the states are, (B,)."""
+        return (state[:, -1].detach() / ROW).to(torch.int64)
 
     def start(self, x: Tensor, norm: float) -> Tensor:
         """The state of x (B, *event) at N = norm."""

@@ -25,6 +25,9 @@ __all__ = ["bits_per_dimension", "dequantize"]
 
 def _width(levels: int, low: float, high: float) -> float:
     levels = check_count(levels, "levels")
+    for name, end in (("low", low), ("high", high)):
+        if not isinstance(end, int | float):
+            raise TypeError(f"{name} must be a number, got {type(end).__name__}. Next: the value of an end.")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"low and high must be finite with low < high, got {low} and {high}.")
     return (high - low) / levels
@@ -47,10 +50,17 @@ def dequantize(
     draw, first_id + row, element): another ``draw`` gives independent noise. A model scaled as
     2 k/255 - 1 has bins of width 2/255 about its levels: low = -1 - 1/255, high = 1 + 1/255.
 
-    Raises ShapeError for values that are no levels, ValueError for other arguments.
+    Raises ShapeError for values that are no levels, TypeError for what is no array of numbers, ValueError for
+    other arguments.
     """
     width = _width(levels, low, high)
-    k = torch.as_tensor(k)
+    try:
+        k = torch.as_tensor(k)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"k must be levels, whole numbers of shape (B, *event), got {type(k).__name__}: {error}. Next: a "
+            f"tensor or array of integers, such as uint8 images."
+        ) from error
     if k.ndim == 0 or k.is_complex():
         raise ShapeError(f"k must be levels of shape (B, *event), got {k.dtype} of shape {tuple(k.shape)}.")
     whole = k.to(torch.float64)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sdekit.errors import check_positive
+from sdekit.likelihood.checks import check_law, prior_density
 from sdekit.likelihood.pixels import bits_per_dimension
-from sdekit.likelihood.trace import check_densities
 
 __all__ = ["LogProb"]
 
@@ -79,10 +79,11 @@ class LogProb:
     def against(self, prior: Any) -> Tensor:
         """log prior(x_T) - log pi(x_T), (B,): what ``value`` would gain under another law at t_max.
 
-        prior: with ``log_prob(x)``, such as ``target.marginal(process, result.t_max)``.
+        prior: with ``log_prob(x)``, such as ``target.marginal(process, result.t_max)``. Raises TypeError
+        without one, ShapeError and NonFiniteError for its values.
         """
-        x = self.latent
-        return check_densities(prior.log_prob(x), x, "prior.log_prob").to(torch.float64) - self.log_prior
+        check_law(prior)
+        return prior_density(prior, self.latent) - self.log_prior
 
     def __repr__(self) -> str:
         trace = f"{self.probes} probes" if self.probes else "exact trace"

@@ -67,3 +67,16 @@ def test_errors():
         dequantize(torch.tensor([[1]]), low=1.0, high=0.0)
     with pytest.raises(ValueError, match="levels"):
         bits_per_dimension(torch.zeros(1), 2, levels=0)
+
+
+@pytest.mark.parametrize("levels", ["abc", [["a"]], None])
+def test_what_is_no_array_of_numbers_is_refused(levels):
+    with pytest.raises(TypeError, match=r"k must be levels.*uint8 images"):
+        dequantize(levels)
+
+
+def test_ends_must_be_numbers():
+    with pytest.raises(TypeError, match="low must be a number, got str"):
+        dequantize(torch.zeros(2, 2), low="a")
+    with pytest.raises(TypeError, match="high must be a number, got NoneType"):
+        bits_per_dimension(0.0, 2, high=None)
