@@ -225,8 +225,8 @@ CASES = {
     "unknown save": (lambda: run(save="last"), ValueError, ["save must be None or 'all'", "'last'"]),
     "unknown backend": (
         lambda: run(backend="cuda"),
-        ValueError,
-        ["backend must be 'auto', 'eager', 'numba' or 'triton'", "'cuda'"],
+        errors.UnknownNameError,
+        ["unknown backend 'cuda'", "auto, eager, numba, triton"],
     ),
     "unknown gradient": (lambda: run(gradient="adjoint"), ValueError, ["'backprop'", "'adjoint'"]),
     "seed that is no integer": (lambda: run(seed=1.5), TypeError, ["seed must be an integer", "1.5", "Next"]),
