@@ -31,6 +31,7 @@ __all__ = [
     "ShapeError",
     "SolveError",
     "UnknownNameError",
+    "as_number",
     "check_argument_order",
     "check_call",
     "check_count",
@@ -115,9 +116,11 @@ def check_argument_order(fn: Callable[..., Any], role: str) -> None:
 
     Raises ArgumentOrderError when the first positional parameter of ``fn`` is named ``t`` or ``time``.
     """
-    target = fn.forward if isinstance(fn, torch.nn.Module) else fn
+    target = _called(fn)
     try:
-        parameters = list(inspect.signature(target).parameters.values())
+        parameters = list(inspect.signature(target, follow_wrapped=False).parameters.values())
+        if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:  # it hands on what it gets
+            parameters = list(inspect.signature(target).parameters.values())
     except (TypeError, ValueError):
         return
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -132,11 +135,15 @@ def check_argument_order(fn: Callable[..., Any], role: str) -> None:
 def check_call(fn: Callable[..., Any], call: Iterable[str], role: str, cause: str, action: str) -> None:
     """Refuse a callable that does not take these positional arguments. Raises TypeError.
 
-    What has no signature to be read passes. role: what it is, "net"; cause and action end the message.
+    What may take others than it shows passes: without a signature, or with one by declaration, or a module
+    behind hooks that change its arguments. A wrapper is read itself, not what it wraps.
+    role: what it is, "net"; cause and action end the message.
     """
-    call = tuple(call)
+    call, target = tuple(call), _called(fn)
+    if hasattr(target, "__signature__") or (target is not fn and _hooked(fn)):
+        return
     try:
-        signature = inspect.signature(fn.forward if isinstance(fn, torch.nn.Module) else fn)
+        signature = inspect.signature(target, follow_wrapped=False)
     except (TypeError, ValueError):
         return
     try:
@@ -147,6 +154,18 @@ def check_call(fn: Callable[..., Any], call: Iterable[str], role: str, cause: st
             f"{role} is called as {role.split()[-1]}({', '.join(call)}), and {name} cannot be: {error}. "
             f"Likely cause: {cause}. Next: {action}."
         ) from None
+
+
+def _called(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """What gets the arguments of fn(...): a module's forward, where its class has no __call__ of its own."""
+    if isinstance(fn, torch.nn.Module) and type(fn).__call__ is torch.nn.Module.__call__:
+        return fn.forward
+    return fn
+
+
+def _hooked(module: Any) -> bool:
+    """Whether hooks run before the module's forward, which may change what it is given."""
+    return bool(module._forward_pre_hooks or torch.nn.modules.module._global_forward_pre_hooks)
 
 
 def check_state(x: object, name: str = "x0") -> torch.Tensor:
@@ -232,7 +251,7 @@ def check_count(value: object, name: str, minimum: int = 1) -> int:
 
 def check_positive(value: float, name: str) -> float:
     """A finite number > 0. Raises ValueError."""
-    number = _number(value)
+    number = as_number(value)
     if not (number > 0 and math.isfinite(number)):
         raise ValueError(f"{name} must be finite and > 0, got {value!r}.")
     return number
@@ -240,13 +259,13 @@ def check_positive(value: float, name: str) -> float:
 
 def check_not_negative(value: float, name: str) -> float:
     """A finite number >= 0. Raises ValueError."""
-    number = _number(value)
+    number = as_number(value)
     if not (number >= 0 and math.isfinite(number)):
         raise ValueError(f"{name} must be finite and >= 0, got {value!r}.")
     return number
 
 
-def _number(value: object) -> float:
+def as_number(value: object) -> float:
     """value as a float, NaN where it is no number."""
     if isinstance(value, str | bool | None):
         return math.nan

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sdekit._typing import State
 from sdekit.errors import NonFiniteError, check_count, check_first_id, check_positive, check_state
-from sdekit.matching.posterior import Posterior
+from sdekit.matching.arguments import check_seed
+from sdekit.matching.posterior import Posterior, plain
 from sdekit.matching.schedules import require, robbins_monro
 from sdekit.noise import Philox
 from sdekit.sde.rows import flat
@@ -91,11 +92,17 @@ class Walk:
         seed: int,
         first_id: int,
     ) -> None:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "log-densities have no gradients within torch.inference_mode(). Next: call it outside of "
+                "that block; torch.no_grad() does no harm."
+            )
         require(robbins_monro(schedule), biased)
-        self.x = x = check_state(x0).detach()
+        self.x = x = plain(check_state(x0).detach())
         self.schedule, self.steps = schedule, check_count(steps, "steps")
         self.every, self.skip = check_count(save_every, "save_every"), check_count(burn_in, "burn_in", 0)
         own = torch.arange(len(x), dtype=torch.int64, device=x.device)
+        seed = check_seed(seed)
         self.ids, self.source = check_first_id(first_id, len(x)) + own, Philox(seed)
         self.posterior = Posterior(log_likelihood, log_prior, data, x, self.ids, batch_size, centre, seed)
         if self.skip + self.every > self.steps:

@@ -161,7 +161,7 @@ def _edm_law(model: Denoiser) -> Callable[[Tensor], Tensor] | None:
 def _check_call(loss: Callable[..., Tensor], options: Mapping[str, Any]) -> None:
     """Whether a loss of one's own takes what it will be given."""
     try:
-        inspect.signature(loss).bind("model", "x", seed=0, draw=0, **options)
+        inspect.signature(loss, follow_wrapped=False).bind("model", "x", seed=0, draw=0, **options)
     except TypeError as error:
         given = ", ".join(("model, x, seed=, draw=", *(f"{k}=" for k in options)))
         raise TypeError(

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit.errors import NonFiniteError, ShapeError, check_count, check_state, out_of_place
+from sdekit.errors import NonFiniteError, ShapeError, check_call, check_count, check_state, out_of_place
 from sdekit.noise import Purpose
 from sdekit.noise.philox import derive_key, words
 from sdekit.sde.rows import flat, matvec
 
-__all__ = ["Posterior", "preconditioned"]
+__all__ = ["Posterior", "plain", "preconditioned"]
 
 
 class Posterior:
@@ -64,7 +64,8 @@ class Posterior:
             return slope
         with torch.enable_grad():
             y = x.detach().requires_grad_()
-            (own,) = torch.autograd.grad(_shaped(self.prior(y), x.shape[:1], "log_prior").sum(), y)
+            values = out_of_place(self.prior, y, "log_prior")
+            (own,) = torch.autograd.grad(_shaped(values, x.shape[:1], "log_prior").sum(), y)
         return slope + own
 
     def curvature(self, x: Tensor, batch: list[Tensor]) -> Tensor:
@@ -83,11 +84,21 @@ class Posterior:
         """All data for each chain, (B, N, *), without a copy."""
         return [r.expand(len(self.ids), *r.shape) for r in self.rows]
 
+    def _values(self, x: Tensor, batch: list[Tensor]) -> Tensor:
+        try:
+            out: Tensor = self.of_data(x, *batch)
+        except TypeError:
+            names = [f"rows_{i}" for i in range(1, len(batch) + 1)] if len(batch) > 1 else ["rows"]
+            cause = f"the data are {len(batch)} tables; a list is one of tables, not of rows"
+            check_call(self.of_data, ("x", *names), "log_likelihood", cause, "torch.as_tensor(rows) for one")
+            raise
+        return out
+
     def _slope(self, x: Tensor, batch: list[Tensor], scale: float, twice: bool = False) -> Tensor:
         """scale * sum of the gradients of the log-likelihoods, shape of x."""
         with torch.enable_grad():
             y = x if twice else x.detach().requires_grad_()
-            values = out_of_place(lambda z: self.of_data(z, *batch), y, "log_likelihood")
+            values = out_of_place(lambda z: self._values(z, batch), y, "log_likelihood")
             values = _shaped(values, batch[0].shape[:2], "log_likelihood")
             (out,) = torch.autograd.grad(scale * values.sum(), y, create_graph=twice)
         return out
@@ -102,7 +113,18 @@ def _shaped(out: Any, shape: torch.Size, name: str) -> Tensor:
             f"too few, or parameters (B, D) against features (B, n, D). Next: (features * "
             f"x[:, None]).sum(-1)."
         )
+    if not out.requires_grad:
+        flat_one = ", or log_prior=None for a flat one" if name == "log_prior" else ""
+        raise ValueError(
+            f"{name} has no gradient in x. Likely cause: x.detach(), numpy, or numbers that do not depend on "
+            f"x. Next: operations of torch on x{flat_one}."
+        )
     return out
+
+
+def plain(x: Tensor) -> Tensor:
+    """x, or a copy of it where it was made within torch.inference_mode(), which autograd refuses."""
+    return x.clone() if x.is_inference() else x
 
 
 def _tables(data: Any, x: Tensor) -> list[Tensor]:
@@ -119,14 +141,14 @@ def _tables(data: Any, x: Tensor) -> list[Tensor]:
     for i, r in enumerate(rows):
         if r.is_floating_point() and not bool(torch.isfinite(r).all()):
             raise NonFiniteError(f"data {i} holds NaN or infinity. Next: drop or repair those rows.")
-    return [r.to(x.dtype) if r.is_floating_point() else r for r in rows]
+    return [plain(r.to(x.dtype) if r.is_floating_point() else r) for r in rows]
 
 
 def _centre(centre: Any, x: Tensor) -> Tensor:
     c = check_state(torch.as_tensor(centre)[None], "centre")
     if c.shape[1:] != x.shape[1:]:
         raise ShapeError(f"centre must have shape {tuple(x.shape[1:])}, got {tuple(c.shape[1:])}.")
-    return c.detach().to(x).expand_as(x)
+    return plain(c.detach().to(x)).expand_as(x)
 
 
 def preconditioned(m: Any, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._typing import State
-from sdekit.errors import check_count, check_positive
+from sdekit.errors import as_number, check_count, check_positive
 from sdekit.matching.chains import Chains, Walk
 
 __all__ = ["psgld"]
@@ -74,9 +74,10 @@ def psgld(
     Li, Chen, Carlson and Carin 2016, Preconditioned stochastic gradient Langevin dynamics for deep neural
     networks (arXiv:1512.07666), algorithm 1.
     """
-    alpha, damping = float(alpha), check_positive(damping, "damping")
+    damping, given = check_positive(damping, "damping"), alpha
+    alpha = as_number(alpha)
     if not 0 <= alpha < 1:
-        raise ValueError(f"alpha must lie in [0, 1), got {alpha}. Next: 0.99, or adapt=0 for a constant G.")
+        raise ValueError(f"alpha must lie in [0, 1), got {given!r}. Next: 0.99, or adapt=0 for a constant G.")
     if adapt is not None and check_count(adapt, "adapt", 0) > burn_in:
         raise ValueError(
             f"adapt must be at most burn_in = {burn_in}, got {adapt}: states are kept while G still moves. "

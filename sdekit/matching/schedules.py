@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sdekit.errors import check_count, check_positive
+from sdekit.errors import as_number, check_count, check_positive
 
 __all__ = ["PolynomialDecay", "RobbinsMonro", "require", "robbins_monro"]
 
@@ -73,8 +73,8 @@ def robbins_monro(schedule: float | Callable[[int], float]) -> RobbinsMonro:
     if not callable(schedule):
         check_positive(schedule, "schedule")
         return RobbinsMonro(0.0)
-    near, far = (float(schedule(k)) for k in (FAR, FARTHER))
-    if far == 0.0 and near >= 0.0:
+    near, far = schedule(FAR), schedule(FARTHER)
+    if as_number(far) == 0.0 and as_number(near) >= 0.0:
         return RobbinsMonro(math.inf)
     near, far = check_positive(near, f"schedule({FAR})"), check_positive(far, f"schedule({FARTHER})")
     return RobbinsMonro(math.log(near / far) / math.log(FARTHER / FAR))

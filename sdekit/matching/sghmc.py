@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._typing import State
-from sdekit.errors import ShapeError
+from sdekit.errors import ShapeError, as_number
 from sdekit.matching.chains import Chains, Walk
 from sdekit.matching.posterior import preconditioned
 
@@ -68,10 +68,10 @@ def sghmc(
     Chen, Fox and Guestrin 2014, Stochastic gradient Hamiltonian Monte Carlo, equation 15 (alpha = a,
     beta^ = b, eta there is eta_k M).
     """
-    a = float(friction)
+    a = as_number(friction)
     if not 0 < a <= 1:
         raise ValueError(
-            f"friction must lie in (0, 1], got {friction}. Likely cause: the paper's C, of which this is "
+            f"friction must lie in (0, 1], got {friction!r}. Likely cause: the paper's C, of which this is "
             f"sqrt(eta) C. Next: 0.1, or 1 for sgld."
         )
     walk = Walk(

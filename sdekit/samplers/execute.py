@@ -17,6 +17,7 @@ from sdekit.samplers.fused import fused
 from sdekit.samplers.network import Outputs, beside, direct, input_scales
 from sdekit.samplers.operations import operation
 from sdekit.samplers.plan import Apply, Combine, Evaluate, Instruction, Plan, state
+from sdekit.samplers.rounding import balanced, sizes
 from sdekit.score.model import Denoiser
 from sdekit.score.predictions import Node
 
@@ -51,6 +52,7 @@ class Program:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._weights: dict[torch.dtype, list[list[Tensor]]] = {}
+        self._sizes = sizes(plan)
         self._networks: dict[Any, tuple[dict[int, float], bool]] = {}
         #: What `sdekit.samplers.records` has made of the program, by kind of state.
         self.bound: dict[Any, Any] = {}
@@ -83,18 +85,23 @@ class Program:
         ]
 
     def weights(self, dtype: torch.dtype) -> list[list[Tensor]]:
-        """The weights of each Combine, rounded once to the arithmetic dtype of a state of ``dtype``.
+        """The weights of each Combine, `rounded` to the arithmetic dtype of a state of ``dtype``.
 
         0-d tensors on the host: a float in their place costs three times as much a product, and they
         serve states on any device without a transfer.
         """
         wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
         if wide not in self._weights:
-            rows = [line.fields[1] for line in self.lines if isinstance(line.ins, Combine)]
+            combines = [line for line in self.lines if isinstance(line.ins, Combine)]
+            rows = [self.rounded(line, line.weights, wide) for line in combines]
             with torch.inference_mode(False):  # kept for later runs, which may want gradients
                 flat = iter(torch.tensor([w for row in rows for w in row], dtype=wide).unbind())
             self._weights[wide] = [[next(flat) for _ in row] for row in rows]
         return self._weights[wide]
+
+    def rounded(self, line: Line, weights: Sequence[float], wide: torch.dtype) -> Sequence[float]:
+        """Weights of a Combine, the terms' first: in float32 `balanced`."""
+        return balanced(line.fields[0], weights, self._sizes) if wide == torch.float32 else weights
 
     @cached_property
     def nodes(self) -> list[Node]:

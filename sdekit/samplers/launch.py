@@ -14,6 +14,7 @@ from sdekit.errors import (
     CapabilityError,
     DirectionError,
     ShapeError,
+    check_call,
     check_count,
     check_first_id,
     check_not_negative,
@@ -189,8 +190,11 @@ def _check_options(
         raise ValueError(f"save must be None or 'all', got {save!r}.")
     if gradient not in (None, "backprop"):
         raise ValueError(f"gradient must be None or 'backprop', got {gradient!r}.")
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be a function of (step, time, x), got {callback!r}.")
+    if callback is not None:
+        if not callable(callback):
+            raise TypeError(f"callback must be a function of (step, time, x), got {callback!r}.")
+        cause = "a callback of `fit` or of another library"
+        check_call(callback, ("step", "time", "x"), "callback", cause, "def callback(step, time, x)")
 
 
 def _check_parallel(parallel: int | None, tolerance: float | None) -> tuple[int | None, float]:

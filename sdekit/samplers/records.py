@@ -65,7 +65,9 @@ def _bind(program: Program, scales: Mapping[int, float], in_pass: bool, x: Tenso
     combines = [step for step in plan.steps if step.weights]
     wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
     with torch.inference_mode(False):
-        weights = torch.tensor([w for s in combines for w in s.weights], dtype=wide, device=x.device)
+        weights = torch.tensor(
+            [w for s in combines for w in _rounded(program, s, wide)], dtype=wide, device=x.device
+        )
     rows = list(torch.split(weights, [len(step.weights) for step in combines])) if combines else []
     numbers: list[int] = []
     starts: list[int] = []
@@ -94,6 +96,10 @@ def _bind(program: Program, scales: Mapping[int, float], in_pass: bool, x: Tenso
         dead = program.lines[step.line].dead_draws if step.ins is not None else ()
         operations.append((*what, step.out, step.freed, step.node, dead, i in lasting))
     return Fused(plan, tuple(operations), weights, records)
+
+
+def _rounded(program: Program, step: Step, wide: torch.dtype) -> Sequence[float]:
+    return step.weights if step.ins is None else program.rounded(program.lines[step.line], step.weights, wide)
 
 
 def _lasting(steps: Sequence[Step]) -> set[int]:

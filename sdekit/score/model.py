@@ -136,7 +136,8 @@ class Denoiser:
         self.measured: dict[tuple[int, ...], tuple[float, float]] = {}
 
     def _check_signature(self, net: Field) -> None:
-        cause, action = "a network without a time, or of more than x and t", "lambda x, t: net(x), say"
+        cause = "a network without a time, or of more than x and t"
+        action = "lambda x, t: net(x), or net(x, t, what else it takes)"
         if getattr(net, "classes", None) is not None:
             cause = "a network of classes, whose label has no default"
             action = "sdekit.matching.ClassDenoiser(net, process).given(0), the model of one class"
