@@ -34,6 +34,14 @@ def functions(path: Path) -> list[str]:
     return [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
 
 
+#: Benchmark -> folders of benchmarks/.cache that shorten it.
+KEPT = {
+    "accuracy": ("networks", "exact", "cells"),
+    "calibrated": ("networks", "exact", "cells", "calibrated"),
+    "learning": ("learning",),
+}
+
+
 def discover() -> list[str]:
     """Names of the modules beside this one that define `run`, in the order in which they run."""
     paths = [p for p in HERE.glob("*.py") if p.stem != "run" and p.stem[0] != "_"]
@@ -50,7 +58,8 @@ def suite(folder: Path = RESULTS) -> list[dict[str, Any]]:
     for name in discover():
         path, record = HERE / f"{name}.py", _summary.record(name, folder)
         what = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
-        kept = (record or {}).get("kept", {})
+        used = KEPT.get(name, ())
+        kept = {which: n for which, n in (record or {}).get("kept", {}).items() if which in used}
         rows.append(
             {
                 "benchmark": name,
