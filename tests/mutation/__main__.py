@@ -1,6 +1,7 @@
 """``python -m tests.mutation``: judge every mutant and write ``docs/reference/mutations.json``.
 
-Exits with 1 if fewer than 98 % are killed, or a survivor has no proof in ``equivalent.toml``.
+Exits with 1 if a mutant is not judged, fewer than 98 % are killed, or a survivor has no proof in
+``equivalent.toml``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tests.mutation import runner, table
 from tests.mutation.mutants import Mutant, Source
 from tests.mutation.processes import Send, forked, preload
 from tests.mutation.results import Results
-from tests.mutation.scope import MODULES
+from tests.mutation.scope import MODULES, judging_files
 
 Job = tuple[Source, Mutant]
 
@@ -36,6 +37,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--most", type=int, help="tests of a mutant, at most; survivors are then not recorded"
     )
+    parser.add_argument(
+        "--tests", default="", help="only test files whose name starts with this, say solvers/; as --most"
+    )
+    parser.add_argument(
+        "--measured", action="store_true", help="only test files whose coverage is known; as --most"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget earlier outcomes")
     parser.add_argument(
         "--table", action="store_true", help="judge nothing, write the table of what is known"
@@ -44,7 +51,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _work(jobs: list[Job], results: Results, share: int, most: int | None) -> None:
+def _work(jobs: list[Job], results: Results, share: int, most: int | None, partial: bool) -> None:
     """Judge a worker's share: first the mutants of functions, in one session, then those of imports."""
     coverage = results.coverage
     late = [job for job in jobs if runner.acts_at_import(*job, coverage)]
@@ -53,7 +60,7 @@ def _work(jobs: list[Job], results: Results, share: int, most: int | None) -> No
 
     def note(job: Job, outcome: runner.Outcome) -> None:
         nonlocal done
-        if outcome.killer or most is None:
+        if outcome.killer or not partial:
             results.put(*job, outcome)
         done += 1
         if not outcome.killer:
@@ -67,13 +74,16 @@ def _work(jobs: list[Job], results: Results, share: int, most: int | None) -> No
             for job in soon:
                 note(job, ready.judge(*job))
 
-        runner.collect(judge_all)
+        runner.collect(judge_all, results.files)
         send(done)
 
     if soon:
         done = forked(session, quiet=False)[0] or done
-    for job in late if most is None else ():
-        note(job, runner.judge_at_import(*job, coverage, results.cases))
+    for source in dict.fromkeys(source for source, _ in late) if most is None else ():
+        mutants = [mutant for other, mutant in late if other is source]
+        runner.judge_at_import(
+            source, mutants, coverage, results.cases, lambda mutant, found, s=source: note((s, mutant), found)
+        )
 
 
 def _known(results: Results, source: Source, mutant: Mutant) -> runner.Outcome | None:
@@ -83,9 +93,12 @@ def _known(results: Results, source: Source, mutant: Mutant) -> runner.Outcome |
 def main() -> int:
     options = _arguments()
     preload()
-    results = Results(options.cache, options.cases)
+    files = [file for file in judging_files() if file.startswith(f"tests/{options.tests}")]
+    results = Results(options.cache, options.cases, files)
     if options.fresh:
         results.forget()
+    if options.measured:
+        results.files = results.measured
     sources = {module: Source(module) for module in MODULES}
     chosen = {f"sdekit.{name}" for name in options.module} or set(MODULES)
     if unknown := chosen - set(MODULES):
@@ -101,10 +114,13 @@ def main() -> int:
     print(f"{len(jobs)} mutants, {len(todo)} to judge", flush=True)
     if todo and not options.table:
         assert results.coverage.tests
+        partial = options.most is not None or bool(options.tests) or options.measured
         children = []
         for share in range(options.workers):
             mine = todo[share :: options.workers]
-            children.append(_spawn(lambda mine=mine, share=share: _work(mine, results, share, options.most)))  # type: ignore[misc]
+            children.append(
+                _spawn(lambda mine=mine, share=share: _work(mine, results, share, options.most, partial))  # type: ignore[misc]
+            )
         for child in children:
             child()
         results = Results(options.cache, options.cases)
@@ -119,11 +135,11 @@ def main() -> int:
     counts = table.summary(data)
     print("\n\n".join(table.markdown(data).values()))
     print(f"\nwrote {table.FILE}")
-    complete = counts["judged"] == counts["mutants"]
-    enough = counts["killed"] >= table.LEAST * counts["mutants"] and not counts["open"]
-    if not complete:
-        print(f"{counts['mutants'] - counts['judged']} mutants are not judged. Next: run again.")
-    return 0 if enough and complete else 1
+    left = sum(len(table.counted(source)) for source in sources.values()) - counts["judged"]
+    enough = counts["killed"] >= table.LEAST * counts["judged"] and not counts["open"]
+    if left:
+        print(f"{left} mutants are not judged. Next: run again.")
+    return 0 if enough and not left else 1
 
 
 def _spawn(work: Callable[[], None]) -> Callable[[], None]:

@@ -30,14 +30,16 @@ def caches() -> list[Any]:
 
 @dataclass
 class Coverage:
-    """tests: test -> module -> lines it runs. seconds: test -> time. failed: tests that fail as they are.
-    early: module -> lines of functions that run when the library is imported.
+    """tests: test -> module -> lines it runs. seconds: test -> processor time. failed: tests that fail as
+    they are. early: module -> lines of functions that run when the library is imported. scope: modules
+    watched.
     """
 
     tests: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     early: dict[str, list[int]] = field(default_factory=dict)
+    scope: list[str] = field(default_factory=lambda: list(MODULES))
 
     def add(self, other: Coverage) -> None:
         """Take in the coverage of other test files."""
@@ -47,15 +49,10 @@ class Coverage:
         for module, lines in other.early.items():
             self.early[module] = sorted({*lines, *self.early.get(module, ())})
 
-    def of_file(self, file: str) -> Coverage:
-        """The part of one test file."""
-        mine = [test for test in self.tests if test.split("::")[0] == file]
-        return Coverage(
-            {test: self.tests[test] for test in mine},
-            {test: self.seconds[test] for test in mine},
-            [test for test in self.failed if test.split("::")[0] == file],
-            self.early,
-        )
+    @property
+    def modules(self) -> set[str]:
+        """The modules of which something runs."""
+        return {*self.early, *(module for modules in self.tests.values() for module in modules)}
 
     @functools.cached_property
     def breadth(self) -> dict[str, int]:
@@ -70,7 +67,7 @@ class Coverage:
         for test, modules in self.tests.items():
             if test not in bad:
                 for module, lines in modules.items():
-                    for line in lines:
+                    for line in lines if module in found else ():
                         found[module].setdefault(line, []).append(test)
         return found
 
@@ -125,11 +122,11 @@ class Tracer:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
         for cache in self.caches:
             cache.cache_clear()
-        began = time.perf_counter()
+        began = time.process_time()
         sys.settrace(self._call)
         yield
         sys.settrace(None)
-        self.coverage.seconds[item.nodeid] = time.perf_counter() - began
+        self.coverage.seconds[item.nodeid] = time.process_time() - began
         self.coverage.tests[item.nodeid] = self._take()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

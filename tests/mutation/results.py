@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 from tests.mutation.coverage import Coverage
 from tests.mutation.mutants import Mutant, Source, digest
@@ -24,10 +25,12 @@ class Results:
     that is proved equivalent while the function is. (None looks at the rest: `--fresh` forgets all.)
     """
 
-    def __init__(self, folder: Path, cases: int) -> None:
+    def __init__(self, folder: Path, cases: int, files: Sequence[str] | None = None) -> None:
+        """files: the test files that judge, all unless given."""
         folder.mkdir(parents=True, exist_ok=True)
         self.coverage_file, self.outcome_file = folder / "coverage.json", folder / "outcomes.jsonl"
         self.texts = {file: digest((ROOT / file).read_text()) for file in judging_files()}
+        self.files = list(self.texts) if files is None else list(files)
         self.all_tests = digest(json.dumps(self.texts))
         self.cases = cases
         self.outcomes: dict[str, Outcome] = {}
@@ -67,18 +70,43 @@ class Results:
         os.close(handle)
 
     @cached_property
+    def _known(self) -> dict[str, Any]:
+        return json.loads(self.coverage_file.read_text()) if self.coverage_file.exists() else {}
+
+    @property
+    def measured(self) -> list[str]:
+        """The test files whose coverage is known."""
+        return [file for file in self.files if self._covered(file) is not None]
+
+    @cached_property
     def coverage(self) -> Coverage:
-        """The coverage of every test file, measured again where the file or the mutated modules changed."""
-        modules = digest("".join(path_of(module).read_text() for module in MODULES))
-        known = json.loads(self.coverage_file.read_text()) if self.coverage_file.exists() else {}
-        keys = {file: f"{modules}:{text}" for file, text in self.texts.items()}
-        stale = [file for file in keys if known.get(file, [""])[0] != keys[file]]
-        if stale:
-            fresh = measure(stale)
-            for file in stale:
-                known[file] = [keys[file], vars(fresh.of_file(file))]
+        """The coverage of the test files, measured again where a file or a module that it runs changed."""
+        known = self._known
+        found = {file: self._covered(file) for file in self.files}
+        stale = [file for file in self.files if found[file] is None]
+        for file in stale:
+            fresh = found[file] = measure([file])
+            known[file] = [self._state(file, fresh.modules), vars(fresh)]
             self.coverage_file.write_text(json.dumps(known))
-        return _joined(Coverage(**known[file][1]) for file in keys)
+        return _joined(part for part in found.values() if part is not None)
+
+    def _covered(self, file: str) -> Coverage | None:
+        """What is known of a file's coverage, None where that is of other texts."""
+        if file not in self._known:
+            return None
+        known = self._known[file]
+        coverage = Coverage(**{"scope": [], **known[1]})
+        same = known[0] == self._state(file, coverage.modules)
+        return coverage if same and {*MODULES} <= {*coverage.scope} else None
+
+    def _state(self, file: str, modules: set[str]) -> str:
+        """Of what a file's coverage depends on: its text and those of the modules that it runs."""
+        return digest("".join([self.texts[file], *map(_module, sorted(modules & {*MODULES}))]))
+
+
+@cache
+def _module(name: str) -> str:
+    return digest(path_of(name).read_text())
 
 
 def _joined(parts: Iterable[Coverage]) -> Coverage:

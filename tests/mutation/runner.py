@@ -9,13 +9,14 @@ yet and an import hook. The work tree is never touched.
 
 from __future__ import annotations
 
+import ast
 import gc
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
@@ -23,8 +24,8 @@ import pytest
 
 from tests.mutation.coverage import Coverage, Tracer, caches
 from tests.mutation.mutants import Mutant, Source
-from tests.mutation.processes import ImportFromTree, Send, forked
-from tests.mutation.scope import ROOT, check_of, judging_files
+from tests.mutation.processes import ImportInstead, Send, bound, forked, split
+from tests.mutation.scope import MODULES, ROOT, check_of, judging_files, path_of
 
 __all__ = [
     "Outcome",
@@ -34,8 +35,10 @@ __all__ = [
     "functions",
     "install",
     "judge_at_import",
+    "judge_by",
     "measure",
     "select",
+    "users",
 ]
 
 OPTIONS = ("-p", "no:cacheprovider", "-q", "-s", "--no-header", "-m", "not slow")
@@ -48,6 +51,9 @@ class Outcome:
 
     killer: str
     tests: int
+
+
+Note: TypeAlias = "Callable[[Mutant, Outcome], None]"
 
 
 def functions() -> Functions:
@@ -93,14 +99,24 @@ def acts_at_import(source: Source, mutant: Mutant, coverage: Coverage) -> bool:
     return any(first <= line <= last for line in coverage.early.get(mutant.module, ()))
 
 
+@cache
+def users(module: str) -> tuple[str, ...]:
+    """The modules in scope that import from a module."""
+    line = f"from {module} import "
+    return tuple(name for name in MODULES if name != module and line in path_of(name).read_text())
+
+
 def select(mutant: Mutant, coverage: Coverage, cases: int, whole: bool) -> list[str]:
     """The tests that judge a mutant, in order: check by check, those that run the fewest lines first.
 
-    Of one parametrised test at most ``cases`` cases, evenly spread. whole: by module, not by line.
+    Of one parametrised test at most ``cases`` cases, evenly spread. whole: by module, not by line; also the
+    tests of the modules that import it, which may read nothing but its data.
     """
     found = coverage.covering(mutant.module, None if whole else mutant.lines)
+    for user in users(mutant.module) if whole else ():
+        found += coverage.covering(user, None)
     families: dict[str, list[str]] = {}
-    for test in found:
+    for test in sorted({*found}):
         families.setdefault(test.split("[")[0], []).append(test)
     chosen = []
     for tests in families.values():
@@ -126,7 +142,7 @@ def _no_words(error: Any, style: Any = None) -> str:
 
 
 def _limit(seconds: float) -> float:
-    """How long a test may take that takes so long on the original: a loop that does not end is caught."""
+    """Processor time of a test that takes so much on the original: a loop that does not end is caught."""
     return 30.0 + 20.0 * seconds
 
 
@@ -166,10 +182,10 @@ class Session:
             watch = _Judge()
             self.config.pluginmanager.register(watch)
             install(source, mutant, self.functions)
-            for cache in self.caches:
-                cache.cache_clear()
+            for kept in self.caches:
+                kept.cache_clear()
             for test in tests:
-                signal.setitimer(signal.ITIMER_REAL, _limit(self.coverage.seconds.get(test, 0.0)))
+                bound(_limit(self.coverage.seconds.get(test, 0.0)))
                 item = self.items[test]
                 item.repr_failure = _no_words  # type: ignore[assignment,method-assign]
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
@@ -184,7 +200,7 @@ class Session:
 class _Chosen(_Judge):
     """The same for a whole run of pytest: keeps and orders the chosen tests, and new ones."""
 
-    def __init__(self, tests: list[str], coverage: Coverage) -> None:
+    def __init__(self, tests: Sequence[str], coverage: Coverage) -> None:
         super().__init__()
         self.rank = {test: k for k, test in enumerate(tests)}
         self.known, self.seconds = set(coverage.tests), coverage.seconds
@@ -198,43 +214,94 @@ class _Chosen(_Judge):
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.ran += 1
-        signal.setitimer(signal.ITIMER_REAL, _limit(self.seconds.get(nodeid, 1.0)))
+        bound(_limit(self.seconds.get(nodeid, 1.0)))
 
 
-def judge_at_import(source: Source, mutant: Mutant, coverage: Coverage, cases: int) -> Outcome:
-    """Run the tests that cover the module on a mutant that acts at import, in fresh processes.
+def judge_at_import(
+    source: Source, mutants: Sequence[Mutant], coverage: Coverage, cases: int, note: Note
+) -> None:
+    """Run the tests that cover a module on mutants that act at import; note(mutant, outcome) of each.
 
-    The library must not be imported in this one. One process a check, in the order of the checks.
+    The library must not be imported in this process. Check by check, in their order, on those still alive.
     """
-    assert "sdekit" not in sys.modules, "the library is imported already"
+    if not mutants:
+        return
     files: dict[str, list[str]] = {}
-    for test in select(mutant, coverage, cases, whole=True):
+    for test in select(mutants[0], coverage, cases, whole=True):
         files.setdefault(test.split("::")[0], []).append(test)
     groups: dict[str, list[str]] = {}
     for file in files:
         groups.setdefault(check_of(file)[1], []).append(file)
-    total = 0
+    alive, asked = list(mutants), 0
     for group in groups.values():
+        if not alive:
+            return
         tests = [test for file in group for test in files[file]]
-
-        def work(send: Send, tests: list[str] = tests, group: list[str] = group) -> None:
-            sys.meta_path.insert(0, ImportFromTree(mutant.module, source.tree(mutant)))
-            plugin = _Chosen(tests, coverage)
-            code = pytest.main([*OPTIONS, "-x", *group], plugins=[plugin])
-            send([int(code), plugin.failed, plugin.ran])
-
-        found, end = forked(work, 120.0)
-        if end != "ok":
-            return Outcome(end, total)
-        code, failed, ran = found
-        total += ran
-        if code not in (0, 5):
-            return Outcome(failed or "import", total)
-    return Outcome("", total)
+        alive = judge_by(source, alive, group, tests, coverage, note)
+        asked += len(tests)
+    for mutant in alive:
+        note(mutant, Outcome("", asked))
 
 
-def collect(work: Callable[[pytest.Session], None], plugins: Iterable[Any] = ()) -> int:
-    """Collect the tests that judge and hand the session to ``work`` instead of running them."""
+def judge_by(
+    source: Source,
+    mutants: Sequence[Mutant],
+    files: Sequence[str],
+    tests: Sequence[str],
+    coverage: Coverage,
+    note: Note,
+) -> list[Mutant]:
+    """Run test files on any mutants of a module, each imported with it; those that survive.
+
+    One process starts pytest and imports the library up to the module; there one for each mutant leaves.
+    tests: in this order; those that ``coverage`` does not know come after. note: is told of those that fall.
+    """
+    assert "sdekit" not in sys.modules, "the library is imported already"
+
+    def work(send: Send) -> None:
+        mine: list[Send] = []
+
+        def tree() -> ast.Module:
+            alive = []
+            for mutant in mutants:
+                found = split(120.0)
+                if callable(found):
+                    mine.append(found)
+                    return source.tree(mutant)
+                outcome = _fallen(*found)
+                if outcome is None:
+                    alive.append(mutant.id)
+                else:
+                    note(mutant, outcome)
+            send(alive)
+            os._exit(0)
+
+        plugin = _Chosen(tests, coverage)
+        sys.meta_path.insert(0, ImportInstead(source.module, tree))
+        code = pytest.main([*OPTIONS, "-x", *files], plugins=[plugin])
+        if mine:
+            mine[0]([int(code), plugin.failed, plugin.ran])
+            os._exit(0)
+        send([mutant.id for mutant in mutants])  # no test imports the module
+
+    alive, end = forked(work, quiet=False)
+    if end != "ok":
+        raise RuntimeError(f"the run itself ended by {end}. Next: run {[*files]} without mutants.")
+    return [mutant for mutant in mutants if mutant.id in alive]
+
+
+def _fallen(found: Any, end: str) -> Outcome | None:
+    """What became of a process of `judge_by`; None where every test passed."""
+    if end != "ok":
+        return Outcome(end, 0)
+    code, failed, ran = found
+    return None if code in (0, 5) else Outcome(failed or "import", ran)
+
+
+def collect(
+    work: Callable[[pytest.Session], None], files: Sequence[str] = (), plugins: Iterable[Any] = ()
+) -> int:
+    """Collect the tests of ``files`` and hand the session to ``work`` instead of running them."""
 
     class Hand:
         @pytest.hookimpl(tryfirst=True)
@@ -242,7 +309,7 @@ def collect(work: Callable[[pytest.Session], None], plugins: Iterable[Any] = ())
             work(session)
             return True
 
-    return int(pytest.main([*OPTIONS, *judging_files()], plugins=[Hand(), *plugins]))
+    return int(pytest.main([*OPTIONS, *(files or judging_files())], plugins=[Hand(), *plugins]))
 
 
 def measure(files: list[str]) -> Coverage:

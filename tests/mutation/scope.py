@@ -8,25 +8,30 @@ __all__ = ["CHECKS", "MODULES", "NOT_FORMULAS", "ROOT", "check_of", "judging_fil
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Every module with a sampler's recipe or a solver's step.
-MODULES = tuple(
-    f"sdekit.{name}"
-    for name in (
-        *(
-            f"samplers.{name}"
-            for name in (
-                *("adams", "annealed", "base", "churn", "correctors", "ddim", "dpmpp", "encoder", "er_sde"),
-                *("exponential", "flow", "gaussian_split", "multistep", "operations", "pndm", "restart"),
-                *("reverse_sde", "sa", "score_sde", "seeds", "single_step", "stages", "trigonometric"),
-                *("unipc", "weights"),
-            )
-        ),
-        *(
-            f"solvers.{name}"
-            for name in ("adaptive", "control", "euler", "fixed", "langevin", "runge_kutta", "tableaus")
-        ),
-    )
-)
+#: Modules of formulas, by package.
+_SCOPE = {
+    "samplers": (
+        *("adams", "annealed", "base", "churn", "correctors", "ddim", "dpmpp", "encoder", "er_sde"),
+        *("exponential", "flow", "gaussian_split", "multistep", "operations", "pndm", "restart"),
+        *("reverse_sde", "sa", "score_sde", "seeds", "single_step", "stages", "trigonometric"),
+        *("unipc", "weights"),
+    ),
+    "solvers": (
+        *("adaptive", "adjoint_equation", "control", "euler", "events", "exponential", "fixed", "implicit"),
+        *("kvaerno", "langevin", "milstein", "multistep", "newton", "reversible", "reversible_adjoint"),
+        *("rows", "runge_kutta", "shark", "splitting", "srk", "srk_tableaus", "stratonovich", "tableaus"),
+        *("tableaus_high", "tamed", "times", "weak"),
+    ),
+    "sde": ("calculus", "diffusion", "gaussian", "kinetic", "langevin", "linear", "preserving", "reverse"),
+    "matching.losses": (
+        *("between", "contrastive", "direct", "fields", "noised", "simulated", "times", "weights"),
+    ),
+    "likelihood": ("adams", "bound", "flow", "pixels", "trace"),
+    "score": ("energy", "model", "predictions"),
+    "noise": ("levy",),
+    "kernels": ("eager",),
+}
+MODULES = tuple(f"sdekit.{package}.{name}" for package, names in _SCOPE.items() for name in names)
 
 #: Functions that compute no state: they check input or word an error.
 NOT_FORMULAS = {
@@ -48,8 +53,36 @@ CHECKS = {
     "samplers/test_weights.py": "quadrature weights",
     "samplers/test_formulas.py": "formula in closed form",
     "solvers/test_formulas.py": "formula in closed form",
+    "solvers/test_steps_by_hand.py": "formula in closed form",
     "solvers/test_tableaus.py": "equations of a tableau",
+    "solvers/test_srk.py": "equations of a tableau",
     "solvers/test_details.py": "solver details",
+    "solvers/test_milstein.py": "Milstein term by term",
+    "solvers/test_tamed.py": "tamed Euler",
+    "solvers/test_exponential.py": "exponential Euler",
+    "solvers/test_exponential_paths.py": "exponential Euler",
+    "solvers/test_reversible.py": "reversible Heun",
+    "solvers/test_splitting.py": "Langevin splitting",
+    "sde/test_coefficients.py": "coefficients in closed form",
+    "sde/test_calculus.py": "derivatives of diffusions",
+    "sde/test_gaussian_laws.py": "laws of a process",
+    "sde/test_kinetic.py": "laws of a process",
+    "sde/test_linear.py": "laws of a process",
+    "sde/test_reverse.py": "time reversal",
+    "score/test_predictions.py": "predictions of a network",
+    "score/test_denoiser.py": "predictions of a network",
+    "score/test_energy.py": "energies",
+    "noise/test_levy.py": "Levy area",
+    "kernels/test_combine.py": "kernels",
+    "matching/test_losses.py": "losses in closed form",
+    "matching/test_losses_direct.py": "losses in closed form",
+    "matching/test_losses_noised.py": "losses in closed form",
+    "matching/test_losses_proofs.py": "losses in closed form",
+    "likelihood/test_formulas.py": "likelihood by hand",
+    "likelihood/test_adams.py": "likelihood by hand",
+    "likelihood/test_pixels.py": "likelihood by hand",
+    "likelihood/test_bound.py": "likelihood in closed form",
+    "likelihood/test_response.py": "likelihood in closed form",
     "samplers/test_gaussian_split.py": "Gaussian-split by hand",
     "samplers/test_correctors.py": "correctors by hand",
     "samplers/test_annealed.py": "annealed Langevin variance",
@@ -71,6 +104,11 @@ CHECKS = {
     "samplers/test_loop.py": "loop",
     "samplers/test_picard.py": "Picard sweeps",
     "solvers/test_langevin.py": "Langevin law",
+    "solvers/test_weak.py": "weak order by enumeration",
+    "solvers/test_stiff.py": "stiff problems",
+    "solvers/test_implicit.py": "stiff problems",
+    "solvers/test_strong.py": "strong order, path by path",
+    "solvers/test_ode_methods.py": "ODE methods and their oracles",
     "solvers/test_ode.py": "ODE order and control",
     "solvers/test_sde.py": "SDE order and moments",
     "solvers/test_flows.py": "exact flows",
@@ -78,6 +116,17 @@ CHECKS = {
     "solvers/test_door.py": "solve",
     "solvers/test_failures.py": "failures",
     "solvers/test_gradients.py": "gradients",
+    "solvers/test_adjoint.py": "adjoint gradients",
+    "solvers/test_events.py": "first crossings",
+    "solvers/test_output.py": "saved states",
+    "solvers/test_adaptive_sde.py": "adaptive SDE steps",
+    "certify/test_order.py": "certified orders",
+    "sde/test_reversal.py": "reversal in law",
+    "sde/test_errors.py": "bad input of processes",
+    "sde/test_spec.py": "processes as values",
+    "matching/test_losses_bad_input.py": "bad input of losses",
+    "likelihood/test_log_prob.py": "densities in closed form",
+    "likelihood/test_networks.py": "densities of networks",
 }
 
 

@@ -18,12 +18,26 @@ from tests.mutation.mutants import Mutant, Source
 from tests.mutation.runner import Outcome
 from tests.mutation.scope import MODULES, ROOT, check_of
 
-__all__ = ["FILE", "compose", "counted", "markdown", "proofs", "proved", "read", "stale", "summary"]
+__all__ = [
+    "FILE",
+    "compose",
+    "counted",
+    "markdown",
+    "outside",
+    "proofs",
+    "proved",
+    "read",
+    "stale",
+    "summary",
+    "waiting",
+]
 
 FILE = ROOT / "docs" / "reference" / "mutations.json"
 EQUIVALENT = Path(__file__).parent / "equivalent.toml"
 #: The least part of the mutants, equivalent ones among them, that must be killed.
 LEAST = 0.98
+
+NUMBERS = ("mutants", "judged", "killed", "survive", "not judged")
 
 Place = tuple[str, str, str, str, str, int]
 
@@ -83,7 +97,10 @@ def _row(source: Source, mutant: Mutant) -> dict[str, Any]:
 
 
 def compose(sources: Mapping[str, Source], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """The table as JSON: module -> digest, killed (id -> test), survived and aside (id -> before, proof)."""
+    """The table as JSON: module -> digest, killed (id -> test), survived and aside (id -> before, proof).
+
+    Modules of which no mutant is judged are left out; see `waiting`.
+    """
     known, none, modules = proofs(), proofs(formula=False), {}
     for name, source in sources.items():
         where = places(source)
@@ -101,6 +118,8 @@ def compose(sources: Mapping[str, Source], outcomes: Mapping[str, Outcome]) -> d
             else:
                 proof = known.get(where[mutant.id], "")
                 survived[short] = {**_row(source, mutant), "tests": outcome.tests, "proof": proof}
+        if not killed and not survived:
+            continue
         modules[name.removeprefix("sdekit.")] = {
             "digest": source.digest,
             "mutants": len(source.mutants) - len(aside),
@@ -128,12 +147,29 @@ def summary(data: dict[str, Any]) -> dict[str, int]:
 
 
 def stale(data: dict[str, Any]) -> list[str]:
-    """Modules whose source is not the one of the table, and those that lack."""
+    """Modules of the table whose source is another one now, and those that are out of scope now."""
     rows = data["modules"]
-    names = [module.removeprefix("sdekit.") for module in MODULES]
     return [
-        name for name in names if name not in rows or rows[name]["digest"] != Source(f"sdekit.{name}").digest
+        name
+        for name, row in rows.items()
+        if f"sdekit.{name}" not in MODULES or row["digest"] != Source(f"sdekit.{name}").digest
     ]
+
+
+def waiting(data: dict[str, Any]) -> list[str]:
+    """Modules in scope of which no mutant is judged."""
+    names = [module.removeprefix("sdekit.") for module in MODULES]
+    return [name for name in names if name not in data["modules"]]
+
+
+def outside() -> dict[str, list[str]]:
+    """Package -> its modules that are not mutated."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "sdekit").rglob("*.py")):
+        *package, name = path.relative_to(ROOT / "sdekit").with_suffix("").parts
+        if name != "__init__" and ".".join(["sdekit", *package, name]) not in MODULES:
+            found.setdefault(".".join(package), []).append(name)
+    return found
 
 
 def read() -> dict[str, Any]:
@@ -143,7 +179,7 @@ def read() -> dict[str, Any]:
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> str:
-    rule = ["---:" if title in ("mutants", "judged", "killed", "survive") else "---" for title in titles]
+    rule = ["---:" if title in NUMBERS else "---" for title in titles]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [titles, rule, *rows])
 
 
@@ -152,20 +188,22 @@ def _code(text: str) -> str:
 
 
 def markdown(data: dict[str, Any]) -> dict[str, str]:
-    """The tables of the page: "total", "module", "change", "check", "survivors", "aside"."""
+    """The tables of the page: "total", "module", "outside", "change", "check", "survivors", "aside"."""
     total = summary(data)
-    old = set(stale(data))
-    share = 100 * total["killed"] / total["mutants"]
-    other = 100 * total["killed"] / max(total["mutants"] - total["equivalent"], 1)
+    old, later = set(stale(data)), waiting(data)
+    share = 100 * total["killed"] / total["judged"]
+    other = 100 * total["killed"] / max(total["judged"] - total["equivalent"], 1)
     text = (
-        f"{total['killed']} of {total['mutants']} mutants are killed: **{share:.1f} %**, "
+        f"{total['killed']} of the {total['judged']} mutants judged are killed: **{share:.1f} %**, "
         f"or {other:.1f} % of those that are not proved equivalent. {total['survived']} survive, "
         f"{total['equivalent']} of them with a proof."
     )
-    if total["judged"] < total["mutants"]:
-        text += f" {total['mutants'] - total['judged']} are not judged yet and count as alive."
+    if left := total["mutants"] - total["judged"]:
+        text += f" {left} more mutants of these modules are not judged, or not since their function changed."
+    if later:
+        text += f" Of {len(later)} modules in scope no mutant is judged yet: {', '.join(map(_code, later))}."
     if old:
-        text += f" {len(old)} modules have changed since they were judged; they are marked."
+        text += f" {len(old)} modules have changed since this table was made; they are marked."
     rows = []
     made: Counter[str] = Counter()
     killed: Counter[str] = Counter()
@@ -176,18 +214,22 @@ def markdown(data: dict[str, Any]) -> dict[str, str]:
         made.update(key.split(":")[2] for key in [*row["killed"], *row["survived"]])
         killed.update(key.split(":")[2] for key in row["killed"])
         most = ", ".join(f"{check} {n}" for check, n in checks.most_common(3))
-        judged = len(row["killed"]) + len(row["survived"])
+        left = row["mutants"] - len(row["killed"]) - len(row["survived"])
         mark = " (changed since)" if name in old else ""
         rows.append(
             [
                 _code(name) + mark,
-                *map(str, (row["mutants"], judged, len(row["killed"]), len(row["survived"]))),
+                *map(str, (row["mutants"], len(row["killed"]), len(row["survived"]), left)),
                 most,
             ]
         )
     return {
         "total": text,
-        "module": _table(["module", "mutants", "judged", "killed", "survive", "killed most by"], rows),
+        "module": _table(["module", "mutants", "killed", "survive", "not judged", "killed most by"], rows),
+        "outside": _table(
+            ["package", "modules"],
+            [[_code(package or "sdekit"), ", ".join(names)] for package, names in outside().items()],
+        ),
         "change": _table(
             ["change", "judged", "killed", "survive"],
             [[name, str(n), str(killed[name]), str(n - killed[name])] for name, n in made.most_common()],
